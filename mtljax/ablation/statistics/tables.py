@@ -1,0 +1,159 @@
+"""Tables of a study: the tidy one that pandas reads in one line, and the short one for a terminal."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtljax.ablation.statistics.intervals import Interval
+from mtljax.ablation.statistics.summary import Record, Row, Summary
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COLUMNS = (
+    "cell", "kind", "method", "optimizer", "seed", "split", "task", "metric", "higher_is_better", "value", "best_step",
+    "steps", "seconds_per_step", "status",
+)  # fmt: skip
+# A terminal of 100 columns has room for the primary metric of so many tasks.
+_MOST_TASKS = 3
+_MOST_ROWS = 30  # with more, the terminal shows the selected ones only
+_FRACTIONS = ("accuracy", "auc", "f1", "iou", "precision", "recall")
+
+
+def tidy(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """One row per cell, split, task and metric, with the columns `COLUMNS`.
+
+    A failed cell has its rows too, with `value` None, so that nothing disappears silently.
+
+    Args:
+      records: the cells of a study.
+
+    Returns:
+      The rows, in the order of the records.
+    """
+    rows = []
+    for record in records:
+        for split in ("validation", "test"):
+            for task, directions in sorted(record["metric_directions"].items()):
+                values = (record.get(split) or {}).get(task) or {}
+                for metric in dict.fromkeys([*directions, *values]):
+                    row = {column: record.get(column) for column in COLUMNS}
+                    row |= {"split": split, "task": task, "metric": metric, "value": values.get(metric)}
+                    rows.append(row | {"higher_is_better": directions.get(metric, False)})
+    return rows
+
+
+def csv_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows with the same keys as CSV with a header; None and NaN are empty fields."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: None if value != value else value for key, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def write_csv(records: Sequence[Record], path: str | Path) -> None:
+    """Writes `tidy(records)` as CSV, in one step; `pandas.read_csv(path)` reads it.
+
+    Args:
+      records: the cells of a study.
+      path: the file, replaced when it exists.
+    """
+    from mtljax.training.logs import write_atomically
+
+    write_atomically(Path(path), csv_text(tidy(records)))
+
+
+def unit(metric: str) -> tuple[float, str]:
+    """Factor and unit to show a metric in: percent for fractions such as accuracy, and 1 for anything else."""
+    return (100.0, "%") if metric.lower().endswith(_FRACTIONS) else (1.0, "")
+
+
+def shown(interval: Interval, metric: str | None = None) -> str:
+    """An interval as `93.1 ± 0.4`; a dash where there is no value, and no `±` where there is one value only.
+
+    Args:
+      interval: over seeds.
+      metric: its name; fractions are shown in percent. None for numbers already in percent, such as Δm.
+    """
+    if math.isnan(interval.mean):
+        return "–"
+    factor, sign = (1.0, "%") if metric is None else unit(metric)
+    mean, half_width = factor * interval.mean, factor * interval.half_width
+    if metric is None:
+        text, width = signed(mean), f"{half_width:.2f}"
+    elif sign:
+        text, width = f"{mean:.1f}", f"{half_width:.1f}"
+    else:
+        text, width = f"{mean:.4g}", f"{half_width:.2g}"
+    return text if math.isnan(half_width) else f"{text} ± {width}"
+
+
+def signed(value: float) -> str:
+    """Two decimals with a sign, a true minus; what rounds to zero has none."""
+    text = f"{value:+.2f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
+
+
+def seeds_shown(row: Row) -> str:
+    """Finished seeds, and failed cells if any: `2, 1 failed`."""
+    failed = len(row.failures)
+    return f"{len(row.seeds)}, {failed} failed" if failed else str(len(row.seeds))
+
+
+def milliseconds(row: Row) -> str:
+    """Time of a step in milliseconds, a dash where it was not measured."""
+    value = 1000 * row.seconds_per_step
+    return "–" if math.isnan(value) else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def text_table(summary: Summary) -> "Table":
+    """A table for a terminal of 100 columns: single-task training first, then by Δm; selected rows are bold.
+
+    Args:
+      summary: of the study.
+
+    Returns:
+      The table, to be printed by a `rich.console.Console`.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = summary.rows if len(summary.rows) <= _MOST_ROWS else tuple(row for row in summary.rows if row.selected)
+    tasks = summary.tasks[:_MOST_TASKS]
+    notes = (
+        ["bold: optimizer chosen on validation"]
+        if len(rows) == len(summary.rows)
+        else ["optimizers chosen on validation"]
+    )
+    notes += [
+        "± half of the 95% interval over seeds",
+        "Δm: mean relative change against single-task training, negative is better",
+    ]
+    if hidden := len(summary.tasks) - len(tasks):
+        notes.append(f"{hidden} more task{'s' * (hidden > 1)} in the report")
+    table = Table(
+        box=box.SIMPLE_HEAD, caption="; ".join(notes), caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    table.add_column("method", overflow="fold", max_width=22)
+    table.add_column("optimizer", overflow="fold", max_width=18)
+    for task in tasks:
+        metric = summary.primary[task]
+        table.add_column(
+            Text(f"{task} {metric} {unit(metric)[1]}".strip()),
+            justify="right",
+            overflow="fold",
+            min_width=11,
+            max_width=15,
+        )
+    for name in ("Δm %", "ms/step", "seeds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        metrics = [shown(row.test[task, summary.primary[task]], summary.primary[task]) for task in tasks]
+        fields = [row.method, row.optimizer, *metrics, shown(row.delta_m), milliseconds(row), seeds_shown(row)]
+        table.add_row(*map(Text, fields), style="bold" if row.selected else None)
+    return table

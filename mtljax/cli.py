@@ -1,0 +1,209 @@
+"""The command line: mtljax train | evaluate | ablate | report | methods."""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_INTERRUPTED = {"SIGINT": 128 + signal.SIGINT, "SIGTERM": 128 + signal.SIGTERM}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+      arguments: the words after `mtljax`; None takes them from the command line.
+
+    Returns:
+      The exit status: 0; 1 when a run failed; 2 on bad input, after one sentence on standard error; 128 plus the
+      signal's number when a signal ended a run that saved and can be resumed.
+    """
+    parser = _parser()
+    options, overrides = parser.parse_known_args(arguments)
+    if overrides and not hasattr(options, "takes_overrides"):
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    _quiet_backends()
+    from mtljax.training import NonFiniteLossError
+
+    try:
+        return options.run(options, overrides)
+    except (ValueError, FileNotFoundError) as error:
+        return _fail(error, 2)
+    except (NonFiniteLossError, OSError) as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", _INTERRUPTED["SIGINT"])
+
+
+def _train(options: argparse.Namespace, overrides: list[str]) -> int:
+    from mtljax.training.config import TrainConfig, load_config, override
+    from mtljax.training.loop import train
+    from mtljax.training.progress import bar
+
+    config = load_config(options.config)
+    config = config if isinstance(config, TrainConfig) else config.base
+    config = override(config, overrides)
+    workdir = Path(options.workdir or f"runs/{config.name}-{config.method.name}-seed{config.seed}")
+    with bar(f"{config.name} {config.method.name}") as progress:
+        result = train(config, workdir=workdir, resume=options.resume, progress=progress)
+    if result.interrupted:
+        again = " ".join(["mtljax train", str(options.config), f"--workdir {workdir}", "--resume", *overrides])
+        what = (
+            f"saved step {result.steps} in {workdir}" if config.checkpoints else f"nothing saved at step {result.steps}"
+        )
+        print(f"{result.interrupted}: {what}; continue with: {again}", file=sys.stderr)
+        return _INTERRUPTED[result.interrupted]
+    console = Console()
+    console.print(_metrics_table({"validation": result.validation, "test": result.test}))
+    console.print(
+        f"selected at step {result.best_step} of {result.steps} on validation; "
+        f"{1000 * result.seconds_per_step:.2f} ms/step; log and checkpoints: {workdir}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
+    del overrides
+    from mtljax.training.evaluation import evaluate_run
+
+    metrics = evaluate_run(options.directory, options.split)
+    Console().print(_metrics_table({options.split: metrics}))
+    return 0
+
+
+def _ablate(options: argparse.Namespace, overrides: list[str]) -> int:
+    from mtljax.ablation import StudyConfig, run_study, write_report
+    from mtljax.ablation.progress import study_bar
+    from mtljax.ablation.statistics import summarize, text_table, verdict
+    from mtljax.training.config import load_config, override
+
+    study = load_config(options.config)
+    if not isinstance(study, StudyConfig):
+        raise ValueError(f"{options.config} returns a {type(study).__name__}; mtljax ablate needs a StudyConfig")
+    study = override(study, overrides)
+    directory = Path(options.workdir or f"runs/{study.name}")
+    command = " ".join(["mtljax ablate", str(options.config), *overrides])
+    start = time.perf_counter()
+    try:
+        with study_bar() as progress:
+            records = run_study(study, directory, command=command, progress=progress)
+    except KeyboardInterrupt:
+        print(f"interrupted: finished cells are kept in {directory}; continue with: {command}", file=sys.stderr)
+        return _INTERRUPTED["SIGINT"]
+    report = write_report(directory)
+    summary = summarize(records)
+    console = Console()
+    console.print(text_table(summary))
+    console.print(verdict(summary), highlight=False)
+    console.print(f"{len(records)} runs, {time.perf_counter() - start:.0f} s in this call", highlight=False)
+    console.print(f"report:      {report}\nraw results: {directory / 'results.csv'}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _report(options: argparse.Namespace, overrides: list[str]) -> int:
+    del overrides
+    from mtljax.ablation import write_report
+
+    print(write_report(options.directory))
+    return 0
+
+
+def _methods(options: argparse.Namespace, overrides: list[str]) -> int:
+    del options, overrides
+    from mtljax import methods
+
+    table = Table(title="multi-task methods")
+    for column in ("name", "needs", "backward passes", "paper"):
+        table.add_column(column)
+    for name in methods.names():
+        method = methods.describe(name)
+        table.add_row(name, method.needs, method.backward_passes, f"arXiv:{method.paper}")
+    Console().print(table)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mtljax",
+        description="Train multi-task networks in JAX and compare what trains them.",
+        epilog="example: mtljax ablate configs/digits.py",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, help_text: str, example: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=help_text,
+            description=help_text[0].upper() + help_text[1:] + ".",
+            epilog=f"example: {example}",
+            allow_abbrev=False,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    train = command(
+        "train",
+        _train,
+        "train one network; --path.to.field=value overrides a field of the config",
+        "mtljax train configs/digits.py --method.name=cagrad --optimizer.learning_rate=3e-4",
+    )
+    train.add_argument("config", metavar="CONFIG", help="Python file with get_config()")
+    train.add_argument("--workdir", help="directory of log, config and checkpoints (default: runs/NAME-METHOD-seedN)")
+    train.add_argument("--resume", action="store_true", help="continue from the last checkpoint, bit for bit")
+    train.set_defaults(takes_overrides=True)
+
+    evaluate = command(
+        "evaluate", _evaluate, "print the metrics of a trained run", "mtljax evaluate runs/digits-ew-seed0 --split test"
+    )
+    evaluate.add_argument("directory", metavar="DIR", help="workdir of a run")
+    evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"), help="default: test")
+
+    ablate = command(
+        "ablate",
+        _ablate,
+        "run a study: methods x optimizers x seeds and single-task baselines; finished runs are kept and skipped",
+        'mtljax ablate configs/digits.py --base.epochs=4 --seeds="(0, 1, 2, 3, 4)"',
+    )
+    ablate.add_argument("config", metavar="CONFIG", help="Python file with get_config() returning a StudyConfig")
+    ablate.add_argument("--workdir", help="directory of the study (default: runs/NAME)")
+    ablate.set_defaults(takes_overrides=True)
+
+    report = command("report", _report, "rebuild the report of a study from its records", "mtljax report runs/digits")
+    report.add_argument("directory", metavar="DIR", help="directory of a study")
+
+    command("methods", _methods, "list the multi-task methods", "mtljax methods")
+    return parser
+
+
+def _metrics_table(splits: dict[str, dict[str, dict[str, float]]]) -> Table:
+    table = Table()
+    table.add_column("task")
+    columns = [(split, metric) for split, tasks in splits.items() for metric in next(iter(tasks.values()))]
+    for split, metric in columns:
+        table.add_column(f"{split} {metric}", justify="right")
+    for task in next(iter(splits.values())):
+        table.add_row(task, *(f"{splits[split][task][metric]:.4f}" for split, metric in columns))
+    return table
+
+
+def _fail(message: object, status: int) -> int:
+    print(f"mtljax: {message}", file=sys.stderr)
+    return status
+
+
+def _quiet_backends() -> None:
+    """Keeps C++ startup chatter of jax and its dependencies out of the output."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""Equal weighting: the plain sum of the losses, also called linear or unitary scalarization."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from mtljax.methods._base import weighting
+
+
+def ew(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs:
+    """Equal weighting: d = Σ_k g_k.
+
+    The baseline that every other method has to beat, once its optimizer and its regularisation are tuned (Kurin et al.,
+    arXiv:2201.04122). Cost: one backward pass.
+
+    >>> import jax.numpy as jnp, mtljax as mtl
+    >>> jacobian = jnp.array([[1.0, 0.0], [-0.5, 2.0]])
+    >>> tx = mtl.ew()
+    >>> gradient, _ = tx.update(jacobian, tx.init(jnp.zeros(2)))
+    >>> gradient.tolist()
+    [0.5, 2.0]
+
+    Args:
+      num_tasks: K; only needed to read the weights from the state.
+
+    Returns:
+      A transformation from K task gradients to one gradient.
+    """
+
+    def weigh(memory: Any, *, num_tasks: int, **_: Any) -> Any:
+        return jnp.ones(num_tasks), memory
+
+    return weighting("ew", weigh, needs="nothing", num_tasks=num_tasks, scale_own=True)

@@ -1,0 +1,59 @@
+"""Linear scalarization: a weighted sum of the losses with fixed weights."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mtljax.methods._base import check, is_concrete, weighting
+
+
+def scalarization(
+    weights: Mapping[str, float] | Sequence[float] | np.ndarray | jax.Array | None = None,
+    *,
+    num_tasks: int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Linear scalarization: d = Σ_k w_k g_k with fixed weights w.
+
+    With tuned weights it traces much of the Pareto front that multi-task optimizers reach (Xin et al.,
+    arXiv:2209.11379), though not its non-convex parts (Hu et al., arXiv:2308.13985). As in any loss weighting, a task's
+    own parameters are scaled by its weight too. Cost: one backward pass.
+
+    >>> import jax.numpy as jnp, mtljax as mtl
+    >>> jacobian = jnp.array([[1.0, 0.0], [-0.5, 2.0]])
+    >>> tx = mtl.scalarization([0.5, 2.0])
+    >>> gradient, _ = tx.update(jacobian, tx.init(jnp.zeros(2)))
+    >>> gradient.tolist()
+    [-0.5, 4.0]
+
+    Args:
+      weights: dict by task name, or (K,) values in sorted order of the task names; None for ones. May be a tracer.
+      num_tasks: K; only needed with `weights=None` to read the weights from the state.
+
+    Returns:
+      A transformation from K task gradients to one gradient.
+
+    Raises:
+      ValueError: if the weights are no finite vector, or disagree with `num_tasks` or with the tasks.
+    """
+    names = tuple(sorted(weights)) if isinstance(weights, Mapping) else None
+    if isinstance(weights, Mapping):
+        weights = [weights[name] for name in sorted(weights)]
+    vector = None
+    if weights is not None:
+        vector = jnp.asarray(weights, dtype=None if hasattr(weights, "dtype") else jnp.float32)
+        check(lambda: vector.ndim == 1, vector, "scalarization: weights must be one number a task")
+        check(lambda: bool(jnp.all(jnp.isfinite(vector))), vector, "scalarization: weights must be finite")
+        if num_tasks is not None and is_concrete(num_tasks) and vector.shape != (int(num_tasks),):
+            raise ValueError(f"scalarization: num_tasks={num_tasks} needs as many weights, got {vector.shape[0]}")
+        num_tasks = vector.shape[0]
+
+    def weigh(memory: Any, *, num_tasks: int, **_: Any) -> Any:
+        if vector is not None and vector.shape != (num_tasks,):
+            raise ValueError(f"scalarization: got {vector.shape[0]} weights for {num_tasks} tasks")
+        return (jnp.ones(num_tasks) if vector is None else vector), memory
+
+    return weighting("scalarization", weigh, needs="nothing", num_tasks=num_tasks, scale_own=True, task_names=names)

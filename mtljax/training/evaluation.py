@@ -1,0 +1,25 @@
+"""Evaluating a run that is done."""
+
+from pathlib import Path
+
+from mtljax.training.loop import load_data
+from mtljax.training.program import build_program, evaluate
+from mtljax.training.workdir import load
+
+
+def evaluate_run(workdir: str | Path, split: str = "test") -> dict[str, dict[str, float]]:
+    """Metrics of the network a run selected.
+
+    Args:
+      workdir: directory of a run trained with checkpoints.
+      split: "train", "validation" or "test".
+
+    Returns:
+      `{task: {metric: value, ..., "loss": value}}`.
+
+    Raises:
+      ValueError: if the directory holds no run or no readable checkpoint.
+    """
+    run = load(workdir)
+    data = load_data(run.config)
+    return evaluate(build_program(run.config, data), run.params, run.model_state, data.splits[split])

@@ -1,0 +1,348 @@
+"""The training loop, top to bottom: step, log, evaluate on validation, keep the best, checkpoint, stop."""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from mtljax import data as data_sets
+from mtljax.data import MultiTaskData
+from mtljax.training import checkpoint as ckpt
+from mtljax.training import parallel
+from mtljax.training.config import TrainConfig
+from mtljax.training.logs import RunLog
+from mtljax.training.program import Program, build_program, data_key, evaluate, init_state, score
+from mtljax.training.state import TrainState, restarted
+from mtljax.training.workdir import prepare
+
+PyTree = Any
+Metrics = dict[str, dict[str, float]]
+
+
+class Progress(NamedTuple):
+    """What the loop tells while it runs; see `mtljax.training.progress` for terminals.
+
+    Attributes:
+      start: called once with (first step, last step).
+      step: called with each step done.
+      line: called with a line of text, one an epoch and for warnings.
+    """
+
+    start: Callable[[int, int], None] = lambda first, last: None
+    step: Callable[[int], None] = lambda step: None
+    line: Callable[[str], None] = lambda text: None
+
+
+class Result(NamedTuple):
+    """What a run found.
+
+    Attributes:
+      validation: metrics by task of the selected network on the validation split.
+      test: the same network on the test split.
+      best_step: the step it was selected at.
+      steps: steps the run has made, those before a resume included.
+      seconds_per_step: mean over this process's steps, compilation and evaluation left out; NaN when it made too few.
+      records: the log.
+      params: the selected network's parameters.
+      model_state: its model state.
+      interrupted: name of the signal that ended the run, None when it finished.
+    """
+
+    validation: Metrics
+    test: Metrics
+    best_step: int
+    steps: int
+    seconds_per_step: float
+    records: list[dict[str, Any]]
+    params: PyTree
+    model_state: PyTree
+    interrupted: str | None
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss became NaN or infinite; the message says where and what to try."""
+
+
+class _Best(NamedTuple):
+    score: float
+    step: int
+    params: PyTree
+    model_state: PyTree
+
+
+def load_data(config: TrainConfig) -> MultiTaskData:
+    """The data of a run, restricted to its tasks."""
+    data = data_sets.load(config.data.name, **config.data.options)
+    return data.select(config.tasks) if config.tasks else data
+
+
+def train(
+    config: TrainConfig,
+    *,
+    workdir: str | Path | None = None,
+    resume: bool = False,
+    data: MultiTaskData | None = None,
+    program: Program | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Trains one network, selects it on validation data and evaluates it once on test data.
+
+    Args:
+      config: the run.
+      workdir: directory of log, config and checkpoints; None keeps everything in memory.
+      resume: continue the run in `workdir` from its last checkpoint.
+      data: the data, to share between runs; None loads it.
+      program: the compiled functions, to share between runs of one `program.structure`; None builds them.
+      progress: how to report; None is silent.
+
+    Returns:
+      The result. On SIGTERM or Ctrl-C the run saves, and returns with `interrupted` set.
+
+    Raises:
+      ValueError: on a bad config or workdir.
+      NonFiniteLossError: if a loss becomes NaN or infinite; the last checkpoint stays.
+    """
+    progress = progress or Progress()
+    data = load_data(config) if data is None else data
+    program = build_program(config, data) if program is None else program
+    directory = None if workdir is None else Path(workdir)
+    if directory is not None:
+        prepare(directory, config, data.spec, resume=resume)
+    checkpoints = None
+    if directory is not None and config.checkpoints:
+        checkpoints = ckpt.open_checkpoints(directory, progress.line)
+    try:
+        state = init_state(config, data, program)
+        restored = ckpt.restore_last(checkpoints, state) if checkpoints is not None and resume else None
+        if resume and restored is None:
+            progress.line("no checkpoint yet: starting from the beginning")
+        state = state if restored is None else restored
+        until = int(state.step) if resume else None
+        log = RunLog(directory, progress.line, tensorboard=config.tensorboard, until=until)
+        with contextlib.closing(log):
+            return _run(config, data, program, state, log, checkpoints, progress)
+    finally:
+        if checkpoints is not None:
+            ckpt.close(checkpoints)
+
+
+def _run(
+    config: TrainConfig,
+    data: MultiTaskData,
+    program: Program,
+    state: TrainState,
+    log: RunLog,
+    checkpoints: ckpt.Checkpoints | None,
+    progress: Progress,
+) -> Result:
+    devices = program.devices
+    step, total = int(state.step), config.epochs * program.steps_per_epoch
+    every = config.evaluate_every or program.steps_per_epoch
+    best = _best_so_far(log, program, state, checkpoints)
+    splits = {name: jax.device_put(data.splits[name], devices[0]) for name in ("validation", "test")}
+    split = parallel.place(data.splits["train"], devices)
+    state = parallel.place(state, devices)
+    key, permutation, epoch = data_key(config), None, -1
+    start = time.perf_counter()
+    timer = _StepTimer()
+    progress.start(step, total)
+    stopped = _stops_early(config, log, program)
+
+    with _stop_requests() as request:
+        while step < total and not stopped and not request:
+            if step // program.steps_per_epoch != epoch:
+                epoch = step // program.steps_per_epoch
+                permutation = parallel.place(program.shuffle(key, epoch), devices)
+            state, metrics = program.advance(state, split, permutation)
+            step += 1
+            timer.count(state)
+            progress.step(step)
+            evaluating = step % every == 0 or step == total
+            if evaluating or step % config.log_every == 0:
+                timer.pause(state)
+                _check_finite(program, state)
+                log.write(_train_record(program, state, metrics, start))
+                state = state._replace(monitor=restarted(state.monitor))
+            if evaluating:
+                network = parallel.fetch((state.params, state.model_state), devices)
+                found = evaluate(program, *network, splits["validation"])
+                log.write(_evaluation_record(program, "validation", step, found, start))
+                value = score(program, found)
+                _check_score(value, found, step)
+                if best is None or value > best.score:
+                    best = _Best(value, step, *network)
+                    if checkpoints is not None:
+                        ckpt.save_best(checkpoints, step, *network)
+                progress.line(_epoch_line(program, step, total, found, timer))
+                if checkpoints is not None:
+                    ckpt.save_last(checkpoints, parallel.fetch(state, devices))
+                stopped = _stops_early(config, log, program)
+                timer.resume()
+        interrupted = request[0] if request and step < total and not stopped else None
+
+    if interrupted:
+        if checkpoints is not None and step % every:
+            ckpt.save_last(checkpoints, parallel.fetch(state, devices))
+        if checkpoints is not None:
+            ckpt.wait(checkpoints)
+    if best is None:  # interrupted before the first evaluation
+        best = _Best(-math.inf, step, *parallel.fetch((state.params, state.model_state), devices))
+    validation = evaluate(program, best.params, best.model_state, splits["validation"])
+    test = {} if interrupted else evaluate(program, best.params, best.model_state, splits["test"])
+    if not interrupted:
+        log.write(_evaluation_record(program, "test", best.step, test, start))
+    return Result(
+        validation=validation,
+        test=test,
+        best_step=best.step,
+        steps=step,
+        seconds_per_step=timer.mean(),
+        records=log.records,
+        params=best.params,
+        model_state=best.model_state,
+        interrupted=interrupted,
+    )
+
+
+def _validation_scores(log: RunLog, program: Program) -> list[tuple[float, int]]:
+    """(score, step) of every evaluation so far."""
+    return [(score(program, r["metrics"]), r["step"]) for r in log.records if r["split"] == "validation"]
+
+
+def _best_so_far(
+    log: RunLog, program: Program, state: TrainState, checkpoints: ckpt.Checkpoints | None
+) -> _Best | None:
+    """The best network of the evaluations in the log of a resumed run."""
+    scores = _validation_scores(log, program)
+    if not scores or checkpoints is None:
+        return None
+    value, step = max(scores, key=lambda pair: (pair[0], -pair[1]))
+    network = ckpt.restore_best(checkpoints, state.params, state.model_state, step)
+    if network is None and step == int(state.step):
+        network = parallel.fetch((state.params, state.model_state), program.devices[:1])
+    if network is None:
+        checkpoints.warn(
+            f"the best network (step {step}) is lost; the best from step {int(state.step)} on is kept instead"
+        )
+        return None
+    return _Best(value, step, *network)
+
+
+def _stops_early(config: TrainConfig, log: RunLog, program: Program) -> bool:
+    """Whether the last `patience` evaluations all failed to beat the best before them."""
+    values = [value for value, _ in _validation_scores(log, program)]
+    return (
+        config.patience is not None and bool(values) and len(values) - 1 - values.index(max(values)) >= config.patience
+    )
+
+
+class _StepTimer:
+    """Mean time of a step, with the first (which compiles) and everything between pause and resume left out."""
+
+    def __init__(self) -> None:
+        self._seconds, self._steps, self._pending, self._since = 0.0, 0, 0, None
+
+    def count(self, state: TrainState) -> None:
+        if self._since is None:  # the first step, or the first after a pause
+            jax.block_until_ready(state.step)
+            self._since, self._pending = time.perf_counter(), 0
+        else:
+            self._pending += 1
+
+    def pause(self, state: TrainState) -> None:
+        jax.block_until_ready(state.step)
+        if self._since is not None:
+            now = time.perf_counter()
+            self._seconds, self._steps = self._seconds + now - self._since, self._steps + self._pending
+            self._since, self._pending = now, 0
+
+    def resume(self) -> None:
+        self._since = None
+
+    def mean(self) -> float:
+        return self._seconds / self._steps if self._steps else math.nan
+
+
+def _train_record(program: Program, state: TrainState, metrics: Mapping[str, Any], start: float) -> dict[str, Any]:
+    monitor, weights, step = parallel.fetch((state.monitor, metrics["weights"], state.step), program.devices)
+    names = sorted(program.tasks)
+    mean = monitor.loss_sum / monitor.steps
+    return {
+        "step": int(step),
+        "epoch": int(step) / program.steps_per_epoch,
+        "split": "train",
+        "losses": dict(zip(names, mean.tolist(), strict=True)),
+        "weights": None if weights is None else dict(zip(names, weights.tolist(), strict=True)),
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+
+
+def _evaluation_record(program: Program, split: str, step: int, metrics: Metrics, start: float) -> dict[str, Any]:
+    return {
+        "step": step,
+        "epoch": step / program.steps_per_epoch,
+        "split": split,
+        "metrics": metrics,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+
+
+def _epoch_line(program: Program, step: int, total: int, metrics: Metrics, timer: _StepTimer) -> str:
+    parts = []
+    for name, task in sorted(program.tasks.items()):
+        metric = task.metrics[0].name
+        parts.append(f"{name} {metric} {metrics[name][metric]:.4f}")
+    rate = timer.mean()
+    speed = "" if math.isnan(rate) else f" | {1 / rate:.0f} steps/s, {(total - step) * rate:.0f} s left"
+    return f"epoch {step / program.steps_per_epoch:g} step {step}/{total} | validation: {', '.join(parts)}{speed}"
+
+
+def _check_finite(program: Program, state: TrainState) -> None:
+    monitor = parallel.fetch(state.monitor, program.devices)
+    if int(monitor.bad_step) < 0:
+        return
+    names = sorted(program.tasks)
+    bad = [f"{n} = {v}" for n, v in zip(names, monitor.bad_losses.tolist(), strict=True) if not math.isfinite(v)]
+    last = ", ".join(f"{n} = {v:.6g}" for n, v in zip(names, monitor.last_finite.tolist(), strict=True))
+    raise NonFiniteLossError(
+        f"the loss became non-finite at step {int(monitor.bad_step)}: {', '.join(bad)}; last finite losses: {last}. "
+        "Try a lower optimizer.learning_rate, optimizer.clip_norm=1.0 or optimizer.warmup_steps; "
+        "the last checkpoint is from before this step"
+    )
+
+
+def _check_score(value: float, metrics: Metrics, step: int) -> None:
+    if not math.isfinite(value):
+        bad = [f"{t} {m} = {v}" for t, values in metrics.items() for m, v in values.items() if not math.isfinite(v)]
+        raise NonFiniteLossError(
+            f"the validation score became non-finite at step {step}: {', '.join(bad)}. Try a lower "
+            "optimizer.learning_rate or optimizer.clip_norm=1.0; the last checkpoint is from before this step"
+        )
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[list[str]]:
+    """Collects the name of SIGTERM or SIGINT instead of dying; a second Ctrl-C interrupts at once."""
+    request: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def on_signal(number: int, frame: Any) -> None:
+        del frame
+        if request and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.append(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

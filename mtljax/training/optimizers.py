@@ -1,0 +1,91 @@
+"""The optax chain of a run: method, clipping, optimizer, schedule.
+
+Numeric hyperparameters are injected into the state, so that runs which differ only in them share one compiled step.
+"""
+
+import inspect
+from typing import Any
+
+import optax
+
+from mtljax import methods
+from mtljax.errors import unknown
+from mtljax.training.config import MethodConfig, OptimizerConfig
+
+_OPTIMIZERS = {
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    "lion": optax.lion,
+    "rmsprop": optax.rmsprop,
+    "sgd": optax.sgd,
+}
+# What shapes the state or the program stays a constant.
+_STATIC = ("num_tasks", "update_every")
+
+
+def names() -> tuple[str, ...]:
+    """The names of the optimizers, sorted."""
+    return tuple(sorted(_OPTIMIZERS))
+
+
+def transformation(
+    method: MethodConfig, optimizer: OptimizerConfig, *, num_tasks: int, total_steps: int, seed: int
+) -> optax.GradientTransformationExtraArgs:
+    """Task gradients in, parameter updates out.
+
+    Args:
+      method: the multi-task method.
+      optimizer: the optimizer and what surrounds it.
+      num_tasks: K.
+      total_steps: length of the schedule.
+      seed: seed of the method's PRNG key.
+
+    Returns:
+      `chain(method, [clip], optimizer, schedule)` with every numeric hyperparameter in its state.
+
+    Raises:
+      ValueError: on unknown names, naming the nearest valid one, or invalid values.
+    """
+    stages = [_injected_method(method, num_tasks, seed)]
+    if optimizer.clip_norm is not None:
+        stages.append(optax.inject_hyperparams(optax.clip_by_global_norm)(max_norm=optimizer.clip_norm))
+    stages.append(_injected_optimizer(optimizer))
+    factor = _schedule(optimizer, total_steps)
+    if factor is not None:
+        stages.append(optax.scale_by_schedule(factor))
+    return optax.chain(*stages)
+
+
+def _injected_method(config: MethodConfig, num_tasks: int, seed: int) -> optax.GradientTransformationExtraArgs:
+    methods.create(config.name, num_tasks, **config.options)  # checks names and values
+    build = methods.describe(config.name).build
+    parameters = inspect.signature(build).parameters
+    seeded = {"seed": seed} if "seed" in parameters else {}
+    static = tuple(name for name in _STATIC if name in parameters)
+    return optax.inject_hyperparams(build, static_args=static)(num_tasks=num_tasks, **{**seeded, **config.options})
+
+
+def _injected_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    if config.name not in _OPTIMIZERS:
+        raise unknown("optimizer", config.name, _OPTIMIZERS)
+    build = _OPTIMIZERS[config.name]
+    parameters = inspect.signature(build).parameters
+    for key in config.options:
+        if key not in parameters:
+            raise unknown(f"option of optimizer {config.name}", key, parameters)
+    static = tuple(name for name, p in parameters.items() if p.default is None and name not in config.options)
+    return optax.inject_hyperparams(build, static_args=static)(learning_rate=config.learning_rate, **config.options)
+
+
+def _schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule | None:
+    """The factor on the learning rate, 1 at its peak; updates are linear in the learning rate."""
+    warmup = config.warmup_steps
+    if config.schedule == "constant" and not warmup:
+        return None
+    steps = max(total_steps - warmup, 1)
+    after: Any = {
+        "constant": lambda: optax.constant_schedule(1.0),
+        "cosine": lambda: optax.cosine_decay_schedule(1.0, steps),
+        "step": lambda: optax.piecewise_constant_schedule(1.0, {steps * k // 4: 0.5 for k in (1, 2, 3)}),
+    }[config.schedule]()
+    return optax.join_schedules([optax.linear_schedule(0.0, 1.0, warmup), after], [warmup]) if warmup else after

@@ -1,0 +1,196 @@
+"""Everything of a run that is compiled: model, tasks, the step, the evaluation. Runs of one structure share it."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax import lax
+
+from mtljax import models
+from mtljax import tasks as task_kinds
+from mtljax.data import MultiTaskData, Split
+from mtljax.data.batches import batch_indices, epoch_permutation, evaluation_batches, position, steps_per_epoch, take
+from mtljax.gradients import Mode
+from mtljax.models import MultiTaskModel
+from mtljax.tasks import Task, metric_values
+from mtljax.training import parallel
+from mtljax.training.config import TrainConfig, to_dict
+from mtljax.training.optimizers import transformation
+from mtljax.training.state import TrainState, new_monitor
+from mtljax.training.step import make_evaluation, make_step
+
+PyTree = Any
+EVALUATION_BATCH = 1000
+
+
+class Program(NamedTuple):
+    """The compiled functions of a run and what they were made from.
+
+    Attributes:
+      model: the network.
+      tasks: the tasks by name.
+      devices: where it trains.
+      steps_per_epoch: updates an epoch.
+      advance: `(state, split, permutation) -> (state, metrics)` on the devices.
+      shuffle: `(key, epoch) -> permutation` of the training examples.
+      evaluate_batch: `(params, model_state, split, indices, mask) -> sums`, see `make_evaluation`.
+    """
+
+    model: MultiTaskModel
+    tasks: Mapping[str, Task]
+    devices: list[jax.Device]
+    steps_per_epoch: int
+    advance: Callable[..., Any]
+    shuffle: Callable[..., jax.Array]
+    evaluate_batch: Callable[..., Any]
+
+
+def build_model(config: TrainConfig, spec: Mapping[str, Any], axis_name: str | None = None) -> MultiTaskModel:
+    """The network of a config for data of a given spec.
+
+    Args:
+      config: the run.
+      spec: `MultiTaskData.spec`.
+      axis_name: axis over which batch statistics are averaged.
+
+    Returns:
+      The model; encoders that keep batch statistics get the axis.
+    """
+    encoder = models.encoder(config.model.encoder, **config.model.options)
+    if axis_name is not None and any(field.name == "axis_name" for field in dataclasses.fields(encoder)):
+        encoder = encoder.clone(axis_name=axis_name)
+    heads = {name: task_kinds.from_spec(task).head() for name, task in spec["tasks"].items()}
+    return MultiTaskModel(encoder, heads)
+
+
+def example(spec: Mapping[str, Any]) -> np.ndarray:
+    """A zero batch of one input, to draw parameters for."""
+    return np.zeros((1, *spec["inputs"]["shape"]), spec["inputs"]["dtype"])
+
+
+def build_program(config: TrainConfig, data: MultiTaskData) -> Program:
+    """Builds, without compiling yet, all functions of a run.
+
+    Args:
+      config: the run.
+      data: its data, restricted to the tasks of the run.
+
+    Returns:
+      The program.
+
+    Raises:
+      ValueError: on unknown names, a batch larger than the data or not divisible by the devices.
+    """
+    devices = parallel.local_devices(config.devices, config.batch_size)
+    axis_name = parallel.AXIS if len(devices) > 1 else None
+    num_examples = data.splits["train"].num_examples
+    model = build_model(config, data.spec, axis_name)
+    mode: Mode = config.mode
+    tx = build_transformation(config, data)
+    step = make_step(model, data.tasks, tx, mode=mode, axis_name=axis_name)
+    per_device = config.batch_size // len(devices)
+
+    def advance(state: TrainState, split: Split, permutation: jax.Array) -> tuple[TrainState, Any]:
+        _, batch = position(state.step, num_examples, config.batch_size)
+        indices = batch_indices(permutation, batch, config.batch_size)
+        if axis_name is not None:
+            indices = lax.dynamic_slice(indices, (lax.axis_index(axis_name) * per_device,), (per_device,))
+        return step(state, take(split, indices))
+
+    evaluate = make_evaluation(model, data.tasks)
+    return Program(
+        model=model,
+        tasks=data.tasks,
+        devices=devices,
+        steps_per_epoch=steps_per_epoch(num_examples, config.batch_size),
+        advance=parallel.compile_advance(advance, devices),
+        shuffle=jax.jit(lambda key, epoch: epoch_permutation(key, epoch, num_examples)),
+        evaluate_batch=jax.jit(lambda p, s, split, indices, mask: evaluate(p, s, take(split, indices, mask))),
+    )
+
+
+def build_transformation(config: TrainConfig, data: MultiTaskData) -> optax.GradientTransformationExtraArgs:
+    """The optax chain of a run."""
+    total_steps = steps_per_epoch(data.splits["train"].num_examples, config.batch_size) * config.epochs
+    return transformation(
+        config.method, config.optimizer, num_tasks=len(data.tasks), total_steps=total_steps, seed=config.seed
+    )
+
+
+def structure(config: TrainConfig) -> str:
+    """A key that is equal for runs which can share a program: all but seeds and numeric hyperparameters."""
+    values = to_dict(config)
+    for key in ("name", "seed", "patience", "checkpoints", "tensorboard", "log_every", "evaluate_every"):
+        del values[key]
+    values["optimizer"]["learning_rate"] = None
+    if config.optimizer.clip_norm is not None:
+        values["optimizer"]["clip_norm"] = "number"
+    for group in ("method", "optimizer"):
+        options = values[group]["options"]
+        for key, value in options.items():
+            if key != "update_every" and isinstance(value, (int, float)) and not isinstance(value, bool):
+                options[key] = "number"
+    return json.dumps(values, sort_keys=True)
+
+
+def init_state(config: TrainConfig, data: MultiTaskData, program: Program) -> TrainState:
+    """The state before the first step, in host memory, drawn from `config.seed`."""
+    init_key, train_key = jax.random.split(jax.random.PRNGKey(config.seed))
+    # Not jitted: drawing parameters compiles for seconds, and op by op every structure shares that.
+    params, model_state = program.model.init(init_key, example(data.spec))
+    state = TrainState(
+        step=np.zeros((), np.int32),
+        params=params,
+        model_state=model_state,
+        opt_state=build_transformation(config, data).init(params),
+        key=train_key,
+        monitor=new_monitor(len(data.tasks)),
+    )
+    # On the host all leaves are strongly typed: a weak type would compile the step a second time.
+    return jax.device_get(state)
+
+
+def data_key(config: TrainConfig) -> jax.Array:
+    """The key from which every epoch's order is drawn."""
+    return jax.random.fold_in(jax.random.PRNGKey(config.seed), 1)
+
+
+def evaluate(program: Program, params: PyTree, model_state: PyTree, split: Split) -> dict[str, dict[str, float]]:
+    """Metrics and mean loss of every task over a whole split.
+
+    Args:
+      program: the compiled functions.
+      params: parameters on one device.
+      model_state: model state on one device.
+      split: the examples, on a device or on the host.
+
+    Returns:
+      `{task: {metric: value, ..., "loss": value}}`. NaN where a task has no label in the split.
+    """
+    totals: Any = None
+    for indices, mask in zip(*evaluation_batches(split.num_examples, EVALUATION_BATCH), strict=True):
+        sums = program.evaluate_batch(params, model_state, split, indices, mask)
+        totals = sums if totals is None else jax.tree.map(lambda a, b: a + b, totals, sums)
+    totals = jax.device_get(totals)
+    results = {}
+    for name, task in program.tasks.items():
+        loss = totals[name]["loss"]
+        values = metric_values(task, totals[name]) | {
+            "loss": loss["total"] / loss["count"] if loss["count"] else math.nan
+        }
+        results[name] = {metric: float(value) for metric, value in values.items()}
+    return results
+
+
+def score(program: Program, metrics: Mapping[str, Mapping[str, float]]) -> float:
+    """The number that model selection maximises: the mean over tasks of the primary metric, signed so that up is better."""
+    values = []
+    for name, task in program.tasks.items():
+        metric = task.metrics[0]
+        values.append(metrics[name][metric.name] * (1 if metric.higher_is_better else -1))
+    return float(np.mean(values))

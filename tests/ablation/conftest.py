@@ -1,0 +1,150 @@
+"""Synthetic studies whose truth is known."""
+
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+TASKS = ("left", "right")
+EPOCHS = 10
+STEPS = 31
+
+
+def make_cell(
+    method: str,
+    optimizer: str,
+    seed: int,
+    accuracy: dict[str, float],
+    *,
+    kind: str = "multi",
+    validation: dict[str, float] | None = None,
+    failed: str | None = None,
+    seconds_per_step: float | None = 0.003,
+    weights: Callable[[int], dict[str, float] | None] = lambda step: None,
+) -> dict[str, Any]:
+    """One cell; `accuracy` by task is that on test, and on validation too unless `validation` says otherwise."""
+    tasks = sorted(accuracy)
+    found = accuracy if validation is None else validation
+    name = "-".join([method, *(tasks if kind == "single" else ()), optimizer.replace(" ", "_"), f"seed{seed}"])
+    cell = {
+        "cell": name,
+        "kind": kind,
+        "method": method,
+        "optimizer": optimizer,
+        "seed": seed,
+        "tasks": tasks,
+        "config": {"seed": seed},
+        "metric_directions": {task: {"accuracy": True} for task in tasks},
+        "environment": {
+            "versions": {"jax": "0.12.0", "optax": "0.2.8"},
+            "python": "3.13.1",
+            "git_commit": "41e0cb8",
+            "device": "cpu",
+        },
+    }
+    if failed is not None:
+        return cell | {"status": "failed", "reason": failed, "seconds": 1.0}
+    return cell | {
+        "status": "finished",
+        "reason": None,
+        "validation": _metrics(found),
+        "test": _metrics(accuracy),
+        "best_step": EPOCHS * STEPS,
+        "steps": EPOCHS * STEPS,
+        "epochs": EPOCHS,
+        "seconds_per_step": seconds_per_step,
+        "seconds": 3.2,
+        "history": _history(found, weights),
+    }
+
+
+def make_baseline(optimizer: str, seed: int, accuracy: dict[str, float], **changes: Any) -> list[dict[str, Any]]:
+    """The single-task cells of one seed, one a task."""
+    return [make_cell("single-task", optimizer, seed, {t: a}, kind="single", **changes) for t, a in accuracy.items()]
+
+
+def make_study(
+    effects: dict[str, float],
+    *,
+    optimizers: dict[str, float] | None = None,
+    seeds: int = 3,
+    noise: float = 0.002,
+    tasks: tuple[str, ...] = TASKS,
+) -> list[dict[str, Any]]:
+    """A study with single-task accuracy 0.9, plus a method's effect, plus an optimizer's, plus noise."""
+    random_ = random.Random(0)
+    cells = []
+    for optimizer, shift in (optimizers or {"adam 0.001": 0.0}).items():
+        for seed in range(seeds):
+            for name, effect in {"single-task": 0.0, **effects}.items():
+                accuracy = {
+                    task: 0.9 + effect + shift - 0.01 * k + random_.gauss(0, noise) for k, task in enumerate(tasks)
+                }
+                if name == "single-task":
+                    cells += make_baseline(optimizer, seed, accuracy, seconds_per_step=0.002)
+                else:
+                    cells.append(make_cell(name, optimizer, seed, accuracy, weights=_weights(name, tasks)))
+    return cells
+
+
+def write_study(directory: Path, cells: list[dict[str, Any]], **study: Any) -> Path:
+    """Writes a study's directory and returns it."""
+    (directory / "cells").mkdir(parents=True, exist_ok=True)
+    for cell in cells:
+        (directory / "cells" / f"{cell['cell']}.json").write_text(json.dumps(cell))
+    described = {
+        "name": "digits",
+        "question": "Does any method beat equal weighting on two overlapping digits?",
+        "command": "mtljax ablate configs/digits.py",
+        "setting": {"data": "digits (4000 train, 800 validation, 800 test)", "encoder": "lenet", "epochs": 10},
+    }
+    (directory / "study.json").write_text(json.dumps(described | study))
+    return directory
+
+
+@pytest.fixture
+def synthetic() -> SimpleNamespace:
+    """The builders, since test modules cannot import each other."""
+    return SimpleNamespace(cell=make_cell, baseline=make_baseline, study=make_study, write=write_study)
+
+
+@pytest.fixture
+def study_directory(tmp_path: Path) -> Path:
+    """A small study on disk, with two optimizers and one failed run."""
+    cells = make_study({"ew": 0.0, "cagrad": 0.02, "mgda": -0.03}, optimizers={"adam 0.001": 0.0, "sgd 0.1": -0.05})
+    last = cells[-1]
+    cells[-1] = make_cell(
+        last["method"], last["optimizer"], last["seed"], dict.fromkeys(TASKS, 0.0), failed="the loss became NaN"
+    )
+    return write_study(tmp_path / "study", cells)
+
+
+def _metrics(accuracy: dict[str, float]) -> dict[str, dict[str, float]]:
+    return {
+        task: {"accuracy": value, "loss": -math.log(value) if 0 < value < 1 else 1.0}
+        for task, value in accuracy.items()
+    }
+
+
+def _history(final: dict[str, float], weights: Callable[[int], dict[str, float] | None]) -> list[dict[str, Any]]:
+    records = []
+    for epoch in range(1, EPOCHS + 1):
+        position = {"step": epoch * STEPS, "epoch": float(epoch), "seconds": 0.3 * epoch}
+        losses = {task: 2.0 * math.exp(-epoch / 3) for task in final}
+        records.append(position | {"split": "train", "losses": losses, "weights": weights(epoch * STEPS)})
+        metrics = _metrics({task: value * (1 - math.exp(-epoch / 1.5)) for task, value in final.items()})
+        records.append(position | {"split": "validation", "metrics": metrics})
+    return records
+
+
+def _weights(method: str, tasks: tuple[str, ...]) -> Callable[[int], dict[str, float] | None]:
+    if method == "pcgrad":
+        return lambda step: None
+    if method == "ew":
+        return lambda step: dict.fromkeys(tasks, 1.0)
+    return lambda step: {task: 1 / len(tasks) + 0.2 * math.sin(step / 60 + k) for k, task in enumerate(tasks)}

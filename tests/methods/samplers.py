@@ -1,0 +1,38 @@
+"""Jacobians to test methods on: ordinary ones, and every way of being degenerate."""
+
+import numpy as np
+
+
+def gaussian(num_tasks: int, size: int, seed: int = 0) -> np.ndarray:
+    """Rows of a standard normal matrix, (K, size), float64."""
+    return np.random.default_rng([seed, num_tasks, size]).standard_normal((num_tasks, size))
+
+
+def conflicting(num_tasks: int, size: int, seed: int = 0) -> np.ndarray:
+    """Rows whose mean is nearly zero, so that most pairs conflict."""
+    jacobian = gaussian(num_tasks, size, seed)
+    return jacobian - 0.95 * jacobian.mean(axis=0)
+
+
+def mixed_scales(num_tasks: int, size: int, seed: int = 0) -> np.ndarray:
+    """Rows of norms from 1e-3 to 1e3."""
+    return gaussian(num_tasks, size, seed) * np.logspace(-3, 3, num_tasks)[:, None]
+
+
+_BASE = gaussian(3, 6)
+
+DEGENERATE = {
+    "all zero": np.zeros((3, 6)),
+    "one zero row": np.array([_BASE[0], np.zeros(6), _BASE[2]]),
+    "all but one zero": np.array([np.zeros(6), _BASE[1], np.zeros(6)]),
+    "duplicates": np.array([_BASE[0], _BASE[0], _BASE[1]]),
+    "all equal": np.array([_BASE[0]] * 3),
+    "opposites": np.array([_BASE[0], -_BASE[0], _BASE[1]]),
+    "sum to zero": np.array([_BASE[0], _BASE[1], -_BASE[0] - _BASE[1]]),
+    "rank one": np.array([_BASE[0], 2 * _BASE[0], -3 * _BASE[0]]),
+    "nearly opposite": np.array([_BASE[0], -_BASE[0] + 1e-6 * _BASE[1], _BASE[2]]),
+    "tiny": 1e-30 * _BASE,
+    "huge": 1e15 * _BASE,
+    "tiny and huge": _BASE * np.array([[1e-12], [1.0], [1e12]]),
+    "one zero, one tiny": np.array([np.zeros(6), 1e-30 * _BASE[1], _BASE[2]]),
+}
