@@ -13,8 +13,8 @@ from mtljax.training import DataConfig, MethodConfig, ModelConfig, OptimizerConf
 def get_config() -> StudyConfig:
     return StudyConfig(
         name="multi_mnist",
-        question="On Multi-MNIST, do gradient methods beat the plain sum of the losses, and does either beat one network "
-        "a task?",
+        question="On Multi-MNIST, do gradient methods beat the plain sum of the losses, and does either beat one "
+        "network a task?",
         base=TrainConfig(
             name="multi_mnist",
             data=DataConfig("multi_mnist"),

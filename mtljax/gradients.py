@@ -26,7 +26,7 @@ class Gramian(NamedTuple):
     The Gramian itself is `diag(norms) @ cosines @ diag(norms)`.
 
     Attributes:
-      cosines: (K, K), the inner products of the normalised gradients. Row, column and diagonal of a zero gradient are 0.
+      cosines: (K, K), inner products of the normalised gradients; row, column and diagonal of a zero gradient are 0.
       norms: (K,), the Euclidean norms of the gradients.
     """
 

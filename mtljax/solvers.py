@@ -228,7 +228,8 @@ def _cagrad_path(
             dy = solve(complementarity - (h + c * ky / goal - price * a) - weight * excess * a)
             dprice = -(excess + jnp.sum(a * dy)) / jnp.sum(a * solve_a)
             dy = dy + dprice * solve_a
-            deta = y / goal - eta + dy / t - eta * jnp.sum(ky * dy) / (t * s)
+            turn = (eta * jnp.sum(ky * dy) + y * jnp.sum(q * dy)) / (2 * s)
+            deta = y / goal - eta + (dy - turn) / t
             return _Path(dy, deta, dprice, complementarity - z - ratio * dy)
 
         def advanced(step: _Path) -> tuple[_Path, jax.Array]:
@@ -247,8 +248,7 @@ def _cagrad_path(
         target = _centred(gap(guess.y, guess.z, _product(cosines, guess.y), along), mu)
         target = jnp.maximum(target, eps**1.5 * c * jnp.sum(y))
         new = advanced(direction(target, predictor.y * predictor.z))[0]
-        known = r2 > 16 * eps * jnp.sum(y) ** 2  # below, |g_w|^2 is the rounding of the Gramian: stop
-        return _select(known & _usable((new.y, new.z), new.eta, new.price), new, path)
+        return _select(_usable((new.y, new.z), new.eta, new.price), new, path)
 
     y = relative / num_tasks
     r2 = jnp.maximum(jnp.sum(y * _product(cosines, y)), 0)

@@ -7,12 +7,14 @@ matplotlib's objects only (no pyplot), and leaves its global settings as they we
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -148,7 +150,19 @@ class Styles:
         if lines and len(optimizers) > 1:
             for optimizer, row in sorted(optimizers.items()):
                 entries.append(Line2D([], [], color=INK, linestyle=self.line(row)["linestyle"], label=optimizer))
-        figure.legend(handles=entries, loc="outside lower center", ncols=3)
+        add_legend(figure, entries)
+
+
+def add_legend(figure: Figure, entries: Sequence[Artist]) -> None:
+    """Puts a legend below a figure, in as many columns as its labels leave room for."""
+    labels = [wrapped(str(entry.get_label())) for entry in entries]
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    figure.legend(entries, labels, loc="outside lower center", ncols=3 if longest <= 16 else 2)
+
+
+def wrapped(label: str) -> str:
+    """A long label on several lines, so that it leaves room for the figure."""
+    return "\n".join(textwrap.wrap(label, 28)) or label
 
 
 def _svg(plot: Plot) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mtljax.ablation.drawing import COLORS, INK, WIDTH, Plot, Styles
+from mtljax.ablation.drawing import COLORS, INK, WIDTH, Plot, Styles, add_legend, wrapped
 from mtljax.ablation.statistics import SINGLE, Record, Row, Summary, unit
 from mtljax.ablation.statistics.tables import milliseconds
 
@@ -32,8 +32,8 @@ def delta_m(summary: Summary, records: Sequence[Record]) -> Plot | None:
         return None
     rows = sorted(rows, key=lambda row: row.delta_m.mean, reverse=True)
     low, high = _frame([row.delta_m.mean for row in rows], [row.delta_m.half_width for row in rows])
-    figure = Figure(figsize=(WIDTH, 0.9 + 0.26 * len(rows)), layout="constrained")
-    axes = figure.add_subplot(xlim=(low, high), ylim=(-0.7, len(rows) - 0.3))
+    figure, axes = _listed(rows, summary)
+    axes.set_xlim(low, high)
     axes.axvline(0, color=INK, linewidth=0.8)
     styles = Styles(summary)
     for y, row in enumerate(rows):
@@ -45,8 +45,6 @@ def delta_m(summary: Summary, records: Sequence[Record]) -> Plot | None:
         else:
             side, text = ("right", f"{mean:+.1f} →") if mean > high else ("left", f"← {mean:+.1f}")
             axes.text(high if mean > high else low, y, text, ha=side, va="center", color=style["color"])
-    axes.set_yticks(range(len(rows)), [_label(row, summary) for row in rows])
-    axes.grid(visible=False, axis="y")
     axes.set_xlabel("Δm on test, % (further left is better)")
     data = [_named(row) | {"selected": row.selected} | row.delta_m._asdict() for row in rows]
     caption = "Mean over seeds and 95% interval; filled: the optimizer chosen on validation; 0 is single-task training."
@@ -153,8 +151,7 @@ def task_weights(summary: Summary, records: Sequence[Record]) -> Plot | None:
         axes.set_ylabel("weight")
     figure.axes[-1].set_xlabel("epoch")
     if few:
-        handles, labels = figure.axes[-1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        add_legend(figure, figure.axes[-1].get_lines())
     caption = (
         "Weights of the tasks, mean over seeds; band: lowest to highest seed. Methods with fixed weights are left out."
     )
@@ -168,8 +165,8 @@ def step_time(summary: Summary, records: Sequence[Record]) -> Plot | None:
     if not rows:
         return None
     rows = sorted(rows, key=lambda row: row.seconds_per_step, reverse=True)
-    figure = Figure(figsize=(WIDTH, 0.9 + 0.26 * len(rows)), layout="constrained")
-    axes, styles = figure.add_subplot(), Styles(summary)
+    figure, axes = _listed(rows, summary)
+    styles = Styles(summary)
     colors = [styles.color(row) for row in rows]
     bars = axes.barh(range(len(rows)), [1000 * row.seconds_per_step for row in rows], height=0.6, color=colors)
     axes.bar_label(bars, [milliseconds(row) for row in rows], padding=3)
@@ -240,10 +237,21 @@ def _frame(means: Sequence[float], half_widths: Sequence[float]) -> tuple[float,
     return float(np.min(kept - reach)) - 0.06 * span, float(np.max(kept + reach)) + 0.06 * span
 
 
+def _listed(rows: Sequence[Row], summary: Summary) -> tuple[Figure, Axes]:
+    """A figure with one line per row, from the bottom up."""
+    labels = [_label(row, summary) for row in rows]
+    lines = max(label.count("\n") for label in labels)
+    figure = Figure(figsize=(WIDTH, 0.9 + (0.26 + 0.14 * lines) * len(rows)), layout="constrained")
+    axes = figure.add_subplot(ylim=(-0.7, len(rows) - 0.3))
+    axes.set_yticks(range(len(rows)), labels)
+    axes.grid(visible=False, axis="y")
+    return figure, axes
+
+
 def _label(row: Row, summary: Summary) -> str:
     """The method, with its optimizer where the study has several."""
     several = len({other.optimizer for other in summary.rows}) > 1
-    return f"{row.method}, {row.optimizer}" if several else row.method
+    return wrapped(f"{row.method}, {row.optimizer}" if several else row.method)
 
 
 def _axis(task: str, summary: Summary, *, direction: bool = True) -> str:

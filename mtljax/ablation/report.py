@@ -6,6 +6,7 @@
 import base64
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
@@ -124,8 +125,8 @@ def _results(summary: Summary) -> str:
     names = [
         f"{task} {metric} {unit(metric)[1]} {'↑' if up else '↓'}" for (task, metric), up in summary.directions.items()
     ]
-    heads = [("method", True), ("optimizer", True), *((name, False) for name in names)]
-    heads += [(name, False) for name in ("Δm % ↓", "validation score ↑", "ms/step", "seeds")]
+    heads = [("method", True), ("optimizer", True)]
+    heads += [(name, False) for name in ("Δm % ↓", *names, "validation score ↑", "ms/step", "seeds")]
     head = "".join(
         f'<th scope="col"{_class("text" if text else "")}><button type="button">{escape(name)}</button></th>'
         for name, text in heads
@@ -138,8 +139,8 @@ def _results(summary: Summary) -> str:
 
 
 def _result(row: Row, keys: Sequence[tuple[str, str]]) -> str:
-    cells = [(shown(row.test[key], key[1]), row.test[key].mean) for key in keys]
-    cells.append((shown(row.delta_m), row.delta_m.mean))
+    cells = [(shown(row.delta_m), row.delta_m.mean)]
+    cells += [(shown(row.test[key], key[1]), row.test[key].mean) for key in keys]
     cells.append(("–" if math.isnan(row.validation) else f"{row.validation:.4f}".replace("-", "−"), row.validation))
     cells += [(milliseconds(row), row.seconds_per_step), (seeds_shown(row), float(len(row.seeds)))]
     numbers = "".join(f'<td data-value="{"" if math.isnan(v) else repr(v)}">{escape(text)}</td>' for text, v in cells)
@@ -211,7 +212,9 @@ def _definitions(items: Mapping[str, Any]) -> str:
 
 
 def _paragraphs(sentences: Iterable[str]) -> str:
-    return "\n".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
+    """Escaped; an interval such as `+0.50 [0.10, 0.90]` is kept on one line."""
+    text = "\n".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
+    return re.sub(r"(\d) \[(\S+), (\S+)\]", r"\1&nbsp;[\2,&nbsp;\3]", text)
 
 
 def _section(title: str, body: str, name: str = "") -> str:

@@ -10,7 +10,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +40,7 @@ class StudyConfig:
 
     name: str
     question: str = ""
-    base: TrainConfig = TrainConfig()
+    base: TrainConfig = field(default_factory=TrainConfig)
     methods: tuple[MethodConfig, ...] = (MethodConfig("ew"),)
     optimizers: tuple[OptimizerConfig, ...] = (OptimizerConfig(),)
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -217,7 +217,8 @@ def _finished(directory: Path, cell: Cell) -> dict[str, Any] | None:
         return None  # damaged: run it again
     if changed:
         raise ValueError(
-            f"{directory} holds another study: its cell {cell.name} differs in {', '.join(changed)}; choose another --workdir"
+            f"{directory} holds another study: its cell {cell.name} differs in {', '.join(changed)}; "
+            "choose another --workdir"
         )
     return record
 

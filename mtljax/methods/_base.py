@@ -1,14 +1,15 @@
 """How a weighting rule becomes an optax transformation, once for all methods."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.core import Tracer
 
-from mtljax.gradients import Gramian, PyTree, TaskGradients, loss_vector
+from mtljax.gradients import PyTree, TaskGradients, loss_vector
 
 Needs: TypeAlias = Literal["nothing", "losses", "gramian"]
 Scalar: TypeAlias = float | jax.Array
@@ -30,20 +31,9 @@ class MethodState(NamedTuple):
     memory: Any = None
 
 
-class Weigh(Protocol):
-    """A weighting rule: a pure function of what it declared to need."""
-
-    def __call__(
-        self,
-        memory: Any,
-        *,
-        gramian: Gramian | None,
-        losses: jax.Array | None,
-        num_tasks: int,
-        key: jax.Array | None,
-    ) -> tuple[jax.Array, Any]:
-        """Returns the (K,) weights and the new memory."""
-        ...
+# A weighting rule, `weigh(memory, *, gramian, losses, num_tasks, key) -> (weights, memory)`: a pure function that
+# returns the (K,) weights and its new memory. What it did not declare to need is None; rules swallow it with **_.
+Weigh: TypeAlias = Callable[..., tuple[jax.Array, Any]]
 
 
 def weighting(
@@ -87,7 +77,7 @@ def weighting(
         if num_tasks is None:
             raise ValueError(f"{name}: update_every keeps the weights between solves; pass num_tasks=K")
 
-    def init_fn(params: PyTree) -> MethodState:
+    def init_fn(params: PyTree) -> Any:
         weights = None
         if num_tasks is not None:
             weights = jnp.ones(static_int(num_tasks, name, "num_tasks"), state_dtype(params))
@@ -115,18 +105,18 @@ def weighting(
 
     def update_fn(
         updates: Any,
-        state: MethodState,
+        state: Any,
         params: PyTree | None = None,
         *,
         losses: Any = None,
         solve: bool | None = None,
         **extra_args: Any,
-    ) -> tuple[PyTree, MethodState]:
+    ) -> tuple[PyTree, Any]:
         del extra_args
         grads = as_task_gradients(updates, params, losses)
         if state.weights is not None and state.weights.shape != (grads.num_tasks,):
             raise ValueError(
-                f"{name}: built with num_tasks={state.weights.shape[0]}, but the gradients are of {grads.num_tasks} tasks"
+                f"{name}: built with num_tasks={state.weights.shape[0]}, but got the gradients of {grads.num_tasks}"
             )
         if needs == "losses" and grads.losses is None:
             raise ValueError(
@@ -178,7 +168,7 @@ def as_task_gradients(updates: Any, params: PyTree | None, losses: Any) -> TaskG
 
 def is_concrete(value: Any) -> bool:
     """Whether a hyperparameter has a value now, so that it can be checked; tracers have none."""
-    return not isinstance(value, jax.core.Tracer)
+    return not isinstance(value, Tracer)
 
 
 def check(condition: Callable[[], bool], value: Any, message: str) -> None:

@@ -22,8 +22,8 @@ def cagrad(
     d = g_0 + c ‖g_0‖ g_w / ‖g_w‖, where g_w = Σ_k w_k g_k and w minimises ⟨g_w, g_0⟩ + c ‖g_0‖ ‖g_w‖ over the simplex.
     c = 0 is the mean; c ≥ 1 never conflicts with a task. Cost: K backward passes and one K x K problem.
 
-    Where g_w = 0 (a Pareto-stationary point) the direction of improvement does not exist and d = g_0; all gradients zero
-    give d = 0. Tasks with a zero gradient count in the mean but not in the minimum. The scale is the paper's; official
+    Where g_w = 0 (a Pareto-stationary point) no direction improves all tasks, and d = g_0; if all gradients are zero,
+    d = 0. Tasks with a zero gradient count in the mean but not in the minimum. The scale is the paper's; the official
     code divides by 1 + c² by default (its toy by 1 + c) and multiplies by K.
 
     >>> import jax.numpy as jnp, mtljax as mtl

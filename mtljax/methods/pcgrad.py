@@ -49,14 +49,16 @@ def pcgrad(
         # Row i holds p_i / ‖g_i‖ in terms of the normalised gradients; all tasks take their t-th projection at once.
         tasks = jnp.arange(num_tasks)
 
-        def project(coefficients: jax.Array, others: jax.Array) -> tuple[jax.Array, None]:
+        def project(coefficients: jax.Array, others: jax.Array) -> Any:
             component = jnp.einsum("ik,ki->i", coefficients, cosines[:, others], precision=lax.Precision.HIGHEST)
             component = jnp.where((component < 0) & (others != tasks), component, 0)
             return coefficients.at[tasks, others].add(-component), None
 
         identity = jnp.eye(num_tasks, dtype=cosines.dtype)
         coefficients, _ = lax.scan(project, identity, order.T)
-        ratios = norms[:, None] / jnp.where(norms > 0, norms, 1)[None, :]
+        # A ratio beyond the dtype's range (1e15 to 1e-30, say) is capped: the weight stays finite.
+        cap = jnp.finfo(norms.dtype).max / num_tasks**2
+        ratios = jnp.minimum(norms[:, None] / jnp.where(norms > 0, norms, 1)[None, :], cap)
         added = jnp.where(norms[None, :] > 0, (coefficients - identity) * ratios, 0)
         return 1 + added.sum(axis=0), memory
 

@@ -4,6 +4,7 @@ Imports jax, flax.linen and the standard library; knows nothing of data or train
 `{"shared": ..., "heads": {task: ...}}`.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +41,7 @@ def encoder(name: str, **options: Any) -> nn.Module:
     """
     if name not in _ENCODERS:
         raise unknown("encoder", name, _ENCODERS)
-    fields = [field for field in _ENCODERS[name].__dataclass_fields__ if field not in ("name", "parent")]
+    fields = [field for field in inspect.signature(_ENCODERS[name]).parameters if field not in ("name", "parent")]
     for key in options:
         if key not in fields:
             raise unknown(f"option of encoder {name}", key, fields)

@@ -3,6 +3,8 @@
 import jax
 from flax import linen as nn
 
+from mtljax.models.pooling import max_pool_2x2
+
 
 class LeNet(nn.Module):
     """Two convolutions with max pooling and one dense layer (Sener & Koltun, arXiv:1810.04650, Multi-MNIST).
@@ -29,27 +31,6 @@ class LeNet(nn.Module):
         x = inputs
         for channels, kernel in zip(self.channels, self.kernels, strict=True):
             x = nn.Conv(channels, (kernel, kernel), padding=self.padding)(x)
-            x = nn.relu(max_pool(x))
+            x = nn.relu(max_pool_2x2(x))
         x = nn.relu(nn.Dense(self.features)(x.reshape(x.shape[0], -1)))
         return nn.Dropout(self.dropout, deterministic=not train)(x) if self.dropout else x
-
-
-def max_pool(x: jax.Array) -> jax.Array:
-    """2 x 2 max pooling by reshape, whose backward pass is 2-3 times faster on CPU than reduce_window's.
-
-    Args:
-      x: (B, H, W, C); an odd last row or column is dropped.
-
-    Returns:
-      (B, H // 2, W // 2, C).
-
-    Raises:
-      ValueError: if the image is smaller than the window.
-    """
-    batch, height, width, channels = x.shape
-    if height < 2 or width < 2:
-        raise ValueError(
-            f"LeNet: the image has shrunk to {height} x {width} before pooling: use smaller kernels or padding='SAME'"
-        )
-    x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +75,7 @@ class MultiTaskModel:
         outputs = {
             task: head.apply({"params": params["heads"][task]}, representation) for task, head in self.heads.items()
         }
-        return outputs, ({**model_state, **updated} if train else model_state)
+        return cast(dict[str, jax.Array], outputs), ({**model_state, **updated} if train else model_state)
 
 
 def _as_float(inputs: jax.Array) -> jax.Array:

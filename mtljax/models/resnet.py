@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mtljax.models.pooling import max_pool_3x3_stride_2
+
 
 class ResNet18(nn.Module):
     """The 18-layer residual network of He et al., arXiv:1512.03385.
 
-    The defaults are the stem of the original, a 7 x 7 convolution of stride 2 and max pooling, followed by a dense layer
-    of 100 units as in the Multi-MNIST runs of FS-MTL (arXiv:2211.13723).
+    The defaults are the stem of the original, a 7 x 7 convolution of stride 2 and max pooling, and a dense layer of 100
+    units as in the Multi-MNIST runs of FS-MTL (arXiv:2211.13723).
 
     Attributes:
       width: channels of the first stage; the stages have width, 2, 4 and 8 times as many.
@@ -31,13 +33,9 @@ class ResNet18(nn.Module):
         """Maps images (B, H, W, C) to a representation (B, features), or (B, 8 width) with `features=0`."""
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, axis_name=self.axis_name)
         conv = partial(nn.Conv, use_bias=False, padding="SAME")
-        if self.small_stem:
-            x = conv(self.width, (3, 3))(inputs)
-        else:
-            x = conv(self.width, (7, 7), strides=(2, 2))(inputs)
-        x = nn.relu(norm()(x))
-        if not self.small_stem:
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+        kernel, stride = ((3, 3), (1, 1)) if self.small_stem else ((7, 7), (2, 2))
+        x = nn.relu(norm()(conv(self.width, kernel, strides=stride)(inputs)))
+        x = x if self.small_stem else max_pool_3x3_stride_2(x)
         for stage, blocks in enumerate((2, 2, 2, 2)):
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1

@@ -154,8 +154,8 @@ def _restore_newest(
             )
     if steps:
         raise ValueError(
-            f"no readable checkpoint in {manager.directory}: they are damaged or of another model; start again in a new "
-            "--workdir"
+            f"no readable checkpoint in {manager.directory}: they are damaged or of another model; "
+            "start again in a new --workdir"
         )
     return None
 

@@ -1,8 +1,8 @@
 """The log of a run: metrics.jsonl, one JSON object a line, and TensorBoard files when tensorboardX is installed.
 
-Records have `step`, `epoch` and `split`. Those of "train" hold the mean `losses` by task since the record before and the
-method's `weights`; those of "validation" and "test" hold `metrics` by task. `seconds` counts from the start of the run
-and is the one field that differs between equal runs.
+Records have `step`, `epoch` and `split`. Those of "train" hold the mean `losses` by task since the record before and
+the method's `weights`; those of "validation" and "test" hold `metrics` by task. `seconds` counts from the start of the
+run and is the one field that differs between equal runs.
 """
 
 import json

@@ -170,15 +170,15 @@ def _run(
                 log.write(_train_record(program, state, metrics, start))
                 state = state._replace(monitor=restarted(state.monitor))
             if evaluating:
-                network = parallel.fetch((state.params, state.model_state), devices)
-                found = evaluate(program, *network, splits["validation"])
+                params, model_state = parallel.fetch((state.params, state.model_state), devices)
+                found = evaluate(program, params, model_state, splits["validation"])
                 log.write(_evaluation_record(program, "validation", step, found, start))
                 value = score(program, found)
                 _check_score(value, found, step)
                 if best is None or value > best.score:
-                    best = _Best(value, step, *network)
+                    best = _Best(value, step, params, model_state)
                     if checkpoints is not None:
-                        ckpt.save_best(checkpoints, step, *network)
+                        ckpt.save_best(checkpoints, step, params, model_state)
                 progress.line(_epoch_line(program, step, total, found, timer))
                 if checkpoints is not None:
                     ckpt.save_last(checkpoints, parallel.fetch(state, devices))

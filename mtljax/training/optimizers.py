@@ -46,7 +46,7 @@ def transformation(
     Raises:
       ValueError: on unknown names, naming the nearest valid one, or invalid values.
     """
-    stages = [_injected_method(method, num_tasks, seed)]
+    stages: list[optax.GradientTransformation] = [_injected_method(method, num_tasks, seed)]
     if optimizer.clip_norm is not None:
         stages.append(optax.inject_hyperparams(optax.clip_by_global_norm)(max_norm=optimizer.clip_norm))
     stages.append(_injected_optimizer(optimizer))

@@ -1,16 +1,17 @@
 """The train step on several local devices: pmap over a batch that is split evenly."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 from flax import jax_utils
 
 PyTree = Any
+Device: TypeAlias = Any  # jax.Device, which the type checker does not see as a class
 AXIS = "devices"
 
 
-def local_devices(count: int, batch_size: int) -> list[jax.Device]:
+def local_devices(count: int, batch_size: int) -> list[Device]:
     """The devices of a run.
 
     Args:
@@ -36,7 +37,7 @@ def local_devices(count: int, batch_size: int) -> list[jax.Device]:
     return devices
 
 
-def compile_advance(advance: Callable[..., Any], devices: list[jax.Device]) -> Callable[..., Any]:
+def compile_advance(advance: Callable[..., Any], devices: list[Device]) -> Callable[..., Any]:
     """Compiles `advance(state, split, permutation) -> (state, metrics)`, donating the state.
 
     Args:
@@ -51,14 +52,14 @@ def compile_advance(advance: Callable[..., Any], devices: list[jax.Device]) -> C
     return jax.pmap(advance, axis_name=AXIS, devices=devices, donate_argnums=0)
 
 
-def place(tree: PyTree, devices: list[jax.Device]) -> PyTree:
+def place(tree: PyTree, devices: list[Device]) -> PyTree:
     """Puts host arrays on the devices, a copy on each."""
     if len(devices) == 1:
         return jax.device_put(tree, devices[0])
     return jax_utils.replicate(tree, devices)
 
 
-def fetch(tree: PyTree, devices: list[jax.Device]) -> PyTree:
+def fetch(tree: PyTree, devices: list[Device]) -> PyTree:
     """One device's copy of a placed tree, as arrays of their own that outlive donation."""
     if len(devices) > 1:
         tree = jax_utils.unreplicate(tree)

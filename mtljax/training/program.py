@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
@@ -43,7 +44,7 @@ class Program(NamedTuple):
 
     model: MultiTaskModel
     tasks: Mapping[str, Task]
-    devices: list[jax.Device]
+    devices: list[parallel.Device]
     steps_per_epoch: int
     advance: Callable[..., Any]
     shuffle: Callable[..., jax.Array]
@@ -142,9 +143,9 @@ def init_state(config: TrainConfig, data: MultiTaskData, program: Program) -> Tr
     """The state before the first step, in host memory, drawn from `config.seed`."""
     init_key, train_key = jax.random.split(jax.random.PRNGKey(config.seed))
     # Not jitted: drawing parameters compiles for seconds, and op by op every structure shares that.
-    params, model_state = program.model.init(init_key, example(data.spec))
+    params, model_state = program.model.init(init_key, jnp.asarray(example(data.spec)))
     state = TrainState(
-        step=np.zeros((), np.int32),
+        step=jnp.zeros((), jnp.int32),
         params=params,
         model_state=model_state,
         opt_state=build_transformation(config, data).init(params),
@@ -188,7 +189,7 @@ def evaluate(program: Program, params: PyTree, model_state: PyTree, split: Split
 
 
 def score(program: Program, metrics: Mapping[str, Mapping[str, float]]) -> float:
-    """The number that model selection maximises: the mean over tasks of the primary metric, signed so that up is better."""
+    """What model selection maximises: the mean over tasks of the primary metric, signed so that up is better."""
     values = []
     for name, task in program.tasks.items():
         metric = task.metrics[0]

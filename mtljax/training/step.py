@@ -1,7 +1,7 @@
 """One pure train step, the same on one device and on many, and the evaluation of a batch."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -51,14 +51,16 @@ def make_step(
             key = jax.random.fold_in(key, lax.axis_index(axis_name))
 
         def losses_fn(params: PyTree) -> tuple[dict[str, jax.Array], PyTree]:
-            outputs, model_state = model.apply(params, state.model_state, batch.inputs, train=True, key=key)
+            outputs, model_state = model.apply(
+                params, state.model_state, jnp.asarray(batch.inputs), train=True, key=key
+            )
             losses = {name: mean_loss(task, outputs[name], batch.targets[name]) for name, task in tasks.items()}
             return losses, model_state
 
         (losses, model_state), grads = task_gradients(
             losses_fn, state.params, mode=mode, axis_name=axis_name, has_aux=True
         )
-        updates, opt_state = tx.update(grads, state.opt_state, state.params, losses=losses)
+        updates, opt_state = tx.update(cast(Any, grads), state.opt_state, state.params, losses=losses)
         if axis_name is not None:
             model_state = lax.pmean(model_state, axis_name)
         assert grads.losses is not None
@@ -90,13 +92,13 @@ def make_evaluation(
     """
 
     def evaluate(params: PyTree, model_state: PyTree, batch: Batch) -> dict[str, PyTree]:
-        outputs, _ = model.apply(params, model_state, batch.inputs)
-        sums = {}
+        outputs, _ = model.apply(params, model_state, jnp.asarray(batch.inputs))
+        sums, mask = {}, jnp.asarray(batch.mask)
         for name, task in tasks.items():
             targets = batch.targets[name]
             loss = mean_metric("loss", task.loss, higher_is_better=False)
-            sums[name] = metric_sums(task, outputs[name], targets, batch.mask)
-            sums[name]["loss"] = loss.sums(outputs[name], targets, batch.mask * task.valid(targets))
+            sums[name] = metric_sums(task, outputs[name], targets, mask)
+            sums[name]["loss"] = loss.sums(outputs[name], targets, mask * task.valid(targets))
         return sums
 
     return evaluate

@@ -34,5 +34,6 @@ DEGENERATE = {
     "tiny": 1e-30 * _BASE,
     "huge": 1e15 * _BASE,
     "tiny and huge": _BASE * np.array([[1e-12], [1.0], [1e12]]),
+    "beyond the range of ratios": _BASE * np.array([[1e-30], [1.0], [1e15]]),
     "one zero, one tiny": np.array([np.zeros(6), 1e-30 * _BASE[1], _BASE[2]]),
 }

@@ -1,0 +1,42 @@
+"""Max pooling without reduce_window, whose backward pass is slow on CPU."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+def max_pool_2x2(x: jax.Array) -> jax.Array:
+    """Non-overlapping 2 x 2 max pooling, by reshape.
+
+    Args:
+      x: (B, H, W, C); an odd last row or column is dropped.
+
+    Returns:
+      (B, H // 2, W // 2, C).
+
+    Raises:
+      ValueError: if the image is smaller than the window.
+    """
+    batch, height, width, channels = x.shape
+    if height < 2 or width < 2:
+        raise ValueError(
+            f"the image has shrunk to {height} x {width} before pooling: use smaller kernels or padding='SAME'"
+        )
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
+
+
+def max_pool_3x3_stride_2(x: jax.Array) -> jax.Array:
+    """3 x 3 max pooling of stride 2 with one row and column of padding, as the maximum of nine shifted slices.
+
+    Args:
+      x: (B, H, W, C).
+
+    Returns:
+      (B, ceil(H / 2), ceil(W / 2), C).
+    """
+    height, width = (x.shape[1] + 1) // 2, (x.shape[2] + 1) // 2
+    padded = jnp.pad(x, ((0, 0), (1, 2), (1, 2), (0, 0)), constant_values=-jnp.inf)
+    slices = [padded[:, i : i + 2 * height : 2, j : j + 2 * width : 2] for i in range(3) for j in range(3)]
+    return functools.reduce(jnp.maximum, slices)
