@@ -63,7 +63,7 @@ def nonnegative_qp(matrix: jax.Array, linear: jax.Array, *, iterations: int = 20
         dx, dz = direction(jnp.maximum(target, limits.eps**2) - dx * dz)
         step = jnp.minimum(_longest_step(x, dx), _longest_step(z, dz))
         new = (x + step * dx, z + step * dz)
-        return _select(_usable(new), new, state)
+        return _accepted(new, new, state)
 
     x, _ = lax.fori_loop(0, iterations, iteration, (jnp.ones_like(b), jnp.ones_like(b)))
     return _finite(x * scaled_size * scale * size)
@@ -141,14 +141,14 @@ def cagrad_combination(
     """Coefficients v of CAGrad's update itself: ``d = sum_k v_k g_k = g_0 + c |g_0| g_w / |g_w|``.
 
     Use it instead of dividing by ``|g_w|``: at a Pareto-stationary point with ``c >= 1``, ``g_w`` is 0 and the quotient
-    is noise of length ``c |g_0|``, whereas the dual solution of the barrier method goes to the maximiser of
-    ``min_k g_k.d``, which may lie inside the trust region.
+    is noise of length ``c |g_0|``. The dual solution of the barrier method is the maximiser of ``min_k g_k.d`` there
+    too, which may lie inside the trust region.
 
     Args:
         cosines: shape (K, K), unit-diagonal Gramian.
-        norms: shape (K,), lengths of the gradients. Lengths below eps^2 times the largest count as that.
+        norms: shape (K,), lengths of the gradients.
         c: radius of the trust region in units of ``|g_0|``, at least 0; may be a tracer.
-        iterations: number of interior-point iterations, static. 30 serve lengths that span 12 decades, 16 serve 2.
+        iterations: as in ``cagrad_weights``.
 
     Returns:
         v, shape (K,), at least 1/K. Homogeneous of degree 0 in ``norms``.
@@ -228,6 +228,7 @@ def _cagrad_path(
             dy = solve(complementarity - (h + c * ky / goal - price * a) - weight * excess * a)
             dprice = -(excess + jnp.sum(a * dy)) / jnp.sum(a * solve_a)
             dy = dy + dprice * solve_a
+            # symmetrised like the matrix, or the slacks z would no longer be those of e
             turn = (eta * jnp.sum(ky * dy) + y * jnp.sum(q * dy)) / (2 * s)
             deta = y / goal - eta + (dy - turn) / t
             return _Path(dy, deta, dprice, complementarity - z - ratio * dy)
@@ -248,7 +249,7 @@ def _cagrad_path(
         target = _centred(gap(guess.y, guess.z, _product(cosines, guess.y), along), mu)
         target = jnp.maximum(target, eps**1.5 * c * jnp.sum(y))
         new = advanced(direction(target, predictor.y * predictor.z))[0]
-        return _select(_usable((new.y, new.z), new.eta, new.price), new, path)
+        return _accepted((new.y, new.z), new, path)
 
     y = relative / num_tasks
     r2 = jnp.maximum(jnp.sum(y * _product(cosines, y)), 0)
@@ -280,12 +281,8 @@ def _on_simplex(w: jax.Array, live: jax.Array) -> jax.Array:
 
 def _cholesky_solver(matrix: jax.Array) -> Callable[[jax.Array], jax.Array]:
     factor = lax.linalg.cholesky(matrix, symmetrize_input=False)
-
-    def solve(rhs: jax.Array) -> jax.Array:
-        half = lax.linalg.triangular_solve(factor, rhs[:, None], left_side=True, lower=True)
-        return lax.linalg.triangular_solve(factor, half, left_side=True, lower=True, transpose_a=True)[:, 0]
-
-    return solve
+    triangular = partial(lax.linalg.triangular_solve, factor, left_side=True, lower=True)
+    return lambda rhs: triangular(triangular(rhs[:, None]), transpose_a=True)[:, 0]
 
 
 def _longest_step(x: jax.Array, dx: jax.Array) -> jax.Array:
@@ -296,11 +293,7 @@ def _centred(predicted: jax.Array, current: jax.Array) -> jax.Array:
     return current * jnp.clip(predicted / current, 0, 1) ** 3  # Mehrotra's rule
 
 
-def _usable(positive: tuple[jax.Array, jax.Array], *others: jax.Array) -> jax.Array:
-    """Whether an iterate can replace the last one, or rounding (or an unbounded problem) spoiled it."""
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in (*positive, *others)]
-    return jnp.all(jnp.stack(finite)) & (jnp.min(jnp.minimum(*positive)) > 0)
-
-
-def _select(use_new: jax.Array, new: _State, old: _State) -> _State:
-    return jax.tree.map(partial(jnp.where, use_new), new, old)
+def _accepted(positive: tuple[jax.Array, jax.Array], new: _State, old: _State) -> _State:
+    """The new iterate, or the old one where rounding (or an unbounded problem) spoiled the new one."""
+    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(new)])
+    return jax.tree.map(partial(jnp.where, jnp.all(finite) & (jnp.min(jnp.minimum(*positive)) > 0)), new, old)

@@ -218,7 +218,7 @@ def test_nonnegative_qp_matches_an_active_set_solver():
         s = 1 / np.sqrt(np.diagonal(matrix))  # quadprog needs the scaling that the solver does itself
         expected = s * quadprog.solve_qp(matrix * s[:, None] * s, b * s, np.eye(5), np.zeros(5))[0]
         # measured 1e-13; the condition of these matrices after scaling reaches 1e4
-        np.testing.assert_allclose(x / s, expected / s, atol=1e-9 * np.abs(expected / s).max())
+        np.testing.assert_allclose(x / s, expected / s, atol=1e-9 * np.abs(b * s).max())
 
 
 def test_nonnegative_qp_sets_variables_without_curvature_to_zero():
@@ -280,8 +280,8 @@ def test_cagrad_combination_goes_to_zero_at_pareto_stationary_points():
     jacobians = np.stack([corners * np.array([[1.0], [s], [2.0], [0.7], [1.2]]) for s in (0.5, 1.5, 3.0)])
     cosines, norms = map(np.stack, zip(*map(split, jacobians), strict=True))
     for jacobian, v in zip(jacobians, run("cagrad_combination", cosines, norms, 1.5), strict=True):
-        # 0 is the only d without conflict and c >= 1 allows it; g_w is then known to sqrt(eps) of the gradients only
-        assert np.linalg.norm(v @ jacobian) < 0.1 * np.linalg.norm(jacobian.mean(0))
+        # 0 is the only d without conflict and c >= 1 allows it; sqrt(eps), as a Gramian knows a length of 0. 1e-7 seen
+        assert np.linalg.norm(v @ jacobian) < 1e-5 * np.linalg.norm(jacobian.mean(0))
 
 
 solvers = pytest.mark.parametrize("name", ["min_norm", "dual_cone", "cagrad", "cagrad_combination"])

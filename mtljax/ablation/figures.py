@@ -47,7 +47,7 @@ def delta_m(summary: Summary, records: Sequence[Record]) -> Plot | None:
             axes.text(high if mean > high else low, y, text, ha=side, va="center", color=style["color"])
     axes.set_xlabel("Δm on test, % (further left is better)")
     data = [_named(row) | {"selected": row.selected} | row.delta_m._asdict() for row in rows]
-    caption = "Mean over seeds and 95% interval; filled: the optimizer chosen on validation; 0 is single-task training."
+    caption = f"Mean over seeds and 95% interval{_filled(rows)}; 0 is single-task training."
     return Plot("delta_m", "Δm against single-task training", caption + note, figure, data)
 
 
@@ -83,7 +83,7 @@ def scatter(summary: Summary, records: Sequence[Record]) -> Plot | None:
             for task, interval in zip(pair, point, strict=True):
                 data.append(_named(row) | {"task": task, "metric": summary.primary[task]} | interval._asdict())
     styles.legend(figure, rows, lines=False)
-    caption = "Mean over seeds and 95% intervals on test; filled: the optimizer chosen on validation."
+    caption = f"Mean over seeds and 95% intervals on test{_filled(rows)}."
     if hidden:
         caption += f" {hidden} far off {'lies' if hidden == 1 else 'lie'} outside the frame."
     data = list({tuple(row.values()): row for row in data}.values())  # a task is in several pairs
@@ -112,7 +112,7 @@ def validation_curves(summary: Summary, records: Sequence[Record]) -> Plot | Non
             curve = {epoch: [factor * value for value in values] for epoch, values in curves[task, i].items()}
             marker = {**styles.marker(row), **styles.line(row), "markersize": 3.5, "markevery": max(1, len(curve) // 5)}
             _band(axes, curve, marker)
-            settled += [np.mean(values) for epoch, values in curve.items() if epoch >= 0.2 * max(curve)]
+            settled += [np.mean(values) for epoch, values in curve.items() if epoch >= 0.35 * max(curve)]
             for epoch, values in curves[task, i].items():
                 data.append(
                     _named(row) | {"task": task, "metric": summary.primary[task], "epoch": epoch} | _spread(values)
@@ -187,6 +187,10 @@ def _few(rows: list[Row]) -> tuple[list[Row], str]:
     if len(rows) <= _MOST_ROWS:
         return rows, ""
     return [row for row in rows if row.selected], " Only the optimizers chosen on validation; the table has all."
+
+
+def _filled(rows: Sequence[Row]) -> str:
+    return "" if all(row.selected for row in rows) else "; filled: the optimizer chosen on validation"
 
 
 def _series(row: Row, records: Sequence[Record], split: str, path: Sequence[str]) -> Series:

@@ -122,6 +122,7 @@ def _read_study(directory: Path) -> tuple[dict[str, Any], list[str]]:
 def _results(summary: Summary) -> str:
     """The table of all rows, every heading a button that sorts."""
     keys = list(summary.directions)
+    chosen = not all(row.selected for row in summary.rows)  # with one optimizer there is nothing to mark
     names = [
         f"{task} {metric} {unit(metric)[1]} {'↑' if up else '↓'}" for (task, metric), up in summary.directions.items()
     ]
@@ -133,12 +134,12 @@ def _results(summary: Summary) -> str:
     )
     return (
         f'<table class="sortable">\n<thead><tr>{head}</tr></thead>\n<tbody>\n'
-        + "\n".join(_result(row, keys) for row in summary.rows)
+        + "\n".join(_result(row, keys, marked=chosen and row.selected) for row in summary.rows)
         + "\n</tbody>\n</table>"
     )
 
 
-def _result(row: Row, keys: Sequence[tuple[str, str]]) -> str:
+def _result(row: Row, keys: Sequence[tuple[str, str]], *, marked: bool) -> str:
     cells = [(shown(row.delta_m), row.delta_m.mean)]
     cells += [(shown(row.test[key], key[1]), row.test[key].mean) for key in keys]
     cells.append(("–" if math.isnan(row.validation) else f"{row.validation:.4f}".replace("-", "−"), row.validation))
@@ -146,7 +147,7 @@ def _result(row: Row, keys: Sequence[tuple[str, str]]) -> str:
     numbers = "".join(f'<td data-value="{"" if math.isnan(v) else repr(v)}">{escape(text)}</td>' for text, v in cells)
     method, optimizer = escape(row.method), escape(row.optimizer)
     return (
-        f"<tr{_class('selected' if row.selected else '')}>"
+        f"<tr{_class('selected' if marked else '')}>"
         f'<th scope="row" class="text" data-value="{method}">{method}</th>'
         f'<td class="text" data-value="{optimizer}">{optimizer}</td>{numbers}</tr>'
     )

@@ -125,11 +125,10 @@ def text_table(summary: Summary) -> "Table":
 
     rows = summary.rows if len(summary.rows) <= _MOST_ROWS else tuple(row for row in summary.rows if row.selected)
     tasks = summary.tasks[:_MOST_TASKS]
-    notes = (
-        ["bold: optimizer chosen on validation"]
-        if len(rows) == len(summary.rows)
-        else ["optimizers chosen on validation"]
-    )
+    chosen = not all(row.selected for row in rows)  # with one optimizer there is nothing to mark
+    notes = ["bold: optimizer chosen on validation"] if chosen else []
+    if len(rows) < len(summary.rows):
+        notes = ["only optimizers chosen on validation"]
     notes += [
         "± half of the 95% interval over seeds",
         "Δm: mean relative change against single-task training, negative is better",
@@ -155,5 +154,5 @@ def text_table(summary: Summary) -> "Table":
     for row in rows:
         metrics = [shown(row.test[task, summary.primary[task]], summary.primary[task]) for task in tasks]
         fields = [row.method, row.optimizer, *metrics, shown(row.delta_m), milliseconds(row), seeds_shown(row)]
-        table.add_row(*map(Text, fields), style="bold" if row.selected else None)
+        table.add_row(*map(Text, fields), style="bold" if chosen and row.selected else None)
     return table

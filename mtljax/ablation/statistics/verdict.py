@@ -78,9 +78,8 @@ def _comparison(rows: Sequence[Row], reference: Row, name: str) -> str:
 def _reading(rows: Sequence[Row]) -> str:
     optimizers = {row.optimizer for row in rows}
     which = f"{optimizers.pop()} for all" if len(optimizers) == 1 else _and(f"{r.method}: {r.optimizer}" for r in rows)
-    text = (
-        f"Each method has its optimizer chosen on validation ({which}). Numbers are differences of Δm in percent points"
-    )
+    choice = f"Each method has its optimizer chosen on validation ({which})."
+    text = f"{choice} Numbers are differences of Δm in percentage points"
     if max(len(row.seeds) for row in rows) < 2:
         return f"{text}; negative is better."
     return (

@@ -1,0 +1,415 @@
+"""Claims about Δm, intervals, selection, the verdict and the tables."""
+
+import io
+import itertools
+import math
+import random
+import statistics as stdlib
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from mtljax.ablation.statistics import (
+    COLUMNS,
+    Interval,
+    delta_m,
+    holm,
+    paired_difference,
+    shown,
+    summarize,
+    t_interval,
+    text_table,
+    tidy,
+    verdict,
+    write_csv,
+)
+
+LEFT, RIGHT = ("left", "accuracy"), ("right", "accuracy")
+
+
+def keys(names):
+    return [("task", name) for name in names.split()]
+
+
+# Rows of arXiv:2211.13723, from published tables: equal weighting on Cityscapes, Nash-MTL and equal weighting on NYUv2.
+# Metrics are printed with few digits: .0125 alone leaves Δm on Cityscapes 0.1 open.
+CITYSCAPES = keys("miou pixacc abs rel")
+NYU = keys("miou pixacc abs rel mean median w11 w22 w30")
+PUBLISHED = [
+    (CITYSCAPES, "++--", (74.01, 93.16, 0.0125, 27.77), (75.18, 93.49, 0.0155, 46.77), 22.60, 0.15),
+    (
+        NYU,
+        "++----+++",
+        (38.30, 63.76, 0.6754, 0.2780, 25.01, 19.21, 30.14, 57.20, 69.15),
+        (40.13, 65.93, 0.5261, 0.2171, 25.26, 20.08, 28.4, 55.47, 68.15),
+        -4.04,
+        0.02,
+    ),
+    (
+        NYU,
+        "++----+++",
+        (38.30, 63.76, 0.6754, 0.2780, 25.01, 19.21, 30.14, 57.20, 69.15),
+        (39.29, 65.33, 0.5493, 0.2263, 28.15, 23.96, 22.09, 47.50, 61.08),
+        5.59,
+        0.02,
+    ),
+]
+
+
+@pytest.mark.parametrize(("names", "signs", "baseline", "values", "printed", "tolerance"), PUBLISHED)
+def test_delta_m_reproduces_published_rows(names, signs, baseline, values, printed, tolerance):
+    directions = {name: sign == "+" for name, sign in zip(names, signs, strict=True)}
+    found = delta_m(dict(zip(names, values, strict=True)), dict(zip(names, baseline, strict=True)), directions)
+    assert found == pytest.approx(printed, abs=tolerance)
+
+
+def test_delta_m_by_hand():
+    # accuracy 0.8 -> 0.9 is 12.5% better, error 2 -> 3 is 50% worse: (-12.5 + 50) / 2
+    values = {("a", "accuracy"): 0.9, ("b", "mae"): 3.0}
+    baseline = {("a", "accuracy"): 0.8, ("b", "mae"): 2.0}
+    directions = {("a", "accuracy"): True, ("b", "mae"): False}
+    assert delta_m(values, baseline, directions) == pytest.approx(18.75)
+    assert delta_m(baseline, baseline, directions) == 0
+
+
+def test_delta_m_does_not_count_losses():
+    with_loss = {LEFT: 0.9, ("left", "loss"): 7.0}
+    assert delta_m(with_loss, {LEFT: 0.8, ("left", "loss"): 1.0}, {LEFT: True}) == pytest.approx(-12.5)
+    assert delta_m(with_loss, {LEFT: 0.8}, {LEFT: True}) == pytest.approx(-12.5)
+
+
+def test_delta_m_of_a_negative_baseline_keeps_its_sign():
+    assert delta_m({("a", "r2"): 0.5}, {("a", "r2"): -0.5}, {("a", "r2"): True}) == pytest.approx(-200)
+
+
+def test_delta_m_is_nan_where_it_is_undefined():
+    assert math.isnan(delta_m({LEFT: 0.9}, {LEFT: 0.0}, {LEFT: True}))
+    assert math.isnan(delta_m({LEFT: math.nan, RIGHT: 0.9}, {LEFT: 0.8, RIGHT: 0.8}, {LEFT: True, RIGHT: True}))
+
+
+def test_delta_m_of_different_metrics_names_them():
+    with pytest.raises(ValueError, match="only one of values and baseline has right accuracy"):
+        delta_m({LEFT: 0.9}, {LEFT: 0.8, RIGHT: 0.8}, {LEFT: True, RIGHT: True})
+    with pytest.raises(ValueError, match="higher_is_better says nothing of left accuracy"):
+        delta_m({LEFT: 0.9}, {LEFT: 0.8}, {})
+    with pytest.raises(ValueError, match="no metric"):
+        delta_m({("left", "loss"): 1.0}, {("left", "loss"): 1.0}, {})
+
+
+@pytest.mark.parametrize(("n", "quantile"), [(2, 12.706), (3, 4.303), (5, 2.776), (11, 2.228)])
+def test_t_interval_has_the_quantiles_of_the_table(n, quantile):
+    values = [random.Random(n).gauss(5, 2) for _ in range(n)]
+    found = t_interval(values)
+    assert found.mean == pytest.approx(stdlib.fmean(values))
+    assert found.half_width == pytest.approx(quantile * stdlib.stdev(values) / math.sqrt(n), rel=1e-4)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.99])
+def test_t_interval_agrees_with_scipy(level):
+    values = np.random.default_rng(0).normal(size=7)
+    found = t_interval(list(values), level)
+    low, high = stats.t.interval(level, 6, loc=values.mean(), scale=stats.sem(values))
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-9)
+
+
+def test_t_interval_holds_the_mean_as_often_as_it_says():
+    draws = np.random.default_rng(1).normal(size=(2000, 3))
+    hits = np.mean([abs(found.mean) <= found.half_width for found in map(t_interval, draws)])
+    assert hits == pytest.approx(0.95, abs=0.015)  # three standard errors of 2000 draws
+
+
+def test_one_value_has_no_interval_and_nan_is_counted():
+    assert t_interval([3.0])[::2] == (3.0, 1)
+    assert math.isnan(t_interval([3.0]).half_width)
+    with_nan = t_interval([1.0, math.nan, 3.0, math.inf])
+    assert (with_nan.n, with_nan.left_out, with_nan.mean) == (2, 2, 2.0)
+    assert math.isnan(t_interval([]).mean)
+    with pytest.raises(ValueError, match="level must be between 0 and 1, got 95"):
+        t_interval([1.0], 95)
+
+
+def test_paired_difference_agrees_with_scipy_over_common_seeds():
+    generator = np.random.default_rng(2)
+    a, b = generator.normal(1, 1, 6), generator.normal(0, 1, 6)
+    found = paired_difference(dict(enumerate(a)), {**dict(enumerate(b)), 99: 1e9})
+    expected = stats.ttest_rel(a, b)
+    assert found.p_value == pytest.approx(expected.pvalue, rel=1e-9)
+    assert found.interval[:3:2] == (pytest.approx(np.mean(a - b)), 6)
+
+
+def test_paired_difference_of_equal_runs_is_no_difference():
+    assert paired_difference({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}) == (Interval(0.0, 0.0, 2), 1.0)
+    assert paired_difference({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0}).p_value == 0.0
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []
+
+
+def test_summary_by_hand(synthetic):
+    cells = [
+        *synthetic.baseline("adam 0.001", 0, {"left": 0.80, "right": 0.50}, seconds_per_step=0.002),
+        *synthetic.baseline("adam 0.001", 1, {"left": 0.90, "right": 0.70}, seconds_per_step=0.004),
+        synthetic.cell("ew", "adam 0.001", 0, {"left": 0.85, "right": 0.66}, seconds_per_step=0.003),
+        synthetic.cell("ew", "adam 0.001", 1, {"left": 0.68, "right": 0.60}, seconds_per_step=None),
+    ]
+    single, ew = summarize(cells).rows
+    # reference: left 0.85, right 0.60. ew seed 0: (0 - 10%) / 2, seed 1: (20% + 0) / 2
+    assert ew.delta_m_by_seed == pytest.approx({0: -5.0, 1: 10.0})
+    assert ew.delta_m[:3] == pytest.approx((2.5, 12.706 * 7.5, 2), rel=1e-4)
+    assert ew.test[LEFT].mean == pytest.approx(0.765)
+    assert ew.validation == pytest.approx((0.85 + 0.66 + 0.68 + 0.60) / 4)
+    assert (ew.seeds, ew.seconds_per_step) == ((0, 1), 0.003)
+    assert single.delta_m.mean == pytest.approx(0, abs=1e-12)
+    assert single.delta_m_by_seed[0] == pytest.approx(100 * (0.05 / 0.85 + 0.10 / 0.60) / 2)
+    assert single.seconds_per_step == pytest.approx((0.004 + 0.008) / 2)  # K networks are as many steps
+
+
+def test_the_order_of_the_cells_does_not_matter(synthetic):
+    cells = synthetic.study({"ew": 0.0, "cagrad": 0.01}, optimizers={"adam 0.001": 0.0, "sgd 0.1": -0.02})
+    expected = summarize(cells)
+    for seed in range(5):
+        random.Random(seed).shuffle(cells)
+        assert summarize(cells) == expected
+
+
+def test_selection_looks_at_validation_only(synthetic):
+    def run(optimizer, seed, test, validation):
+        return synthetic.cell("ew", optimizer, seed, {"left": test}, validation={"left": validation})
+
+    cells = [run("good on test", s, 0.99, 0.80) for s in (0, 1)] + [
+        run("good on validation", s, 0.70, 0.90) for s in (0, 1)
+    ]
+    assert [row.optimizer for row in summarize(cells).rows if row.selected] == ["good on validation"]
+
+
+def test_the_baseline_is_chosen_on_validation_and_shared(synthetic):
+    cells = [
+        *synthetic.baseline("a", 0, {"left": 0.5}, validation={"left": 0.9}),
+        *synthetic.baseline("b", 0, {"left": 0.9}, validation={"left": 0.5}),
+        synthetic.cell("ew", "a", 0, {"left": 0.6}),
+        synthetic.cell("ew", "b", 0, {"left": 0.75}),
+    ]
+    summary = summarize(cells)
+    assert summary.baseline == "a"
+    found = {(row.kind, row.optimizer): row.delta_m.mean for row in summary.rows}
+    expected = {("single", "a"): 0, ("single", "b"): -80, ("multi", "a"): -20, ("multi", "b"): -50}
+    assert found == pytest.approx(expected)
+
+
+def test_an_optimizer_that_failed_on_a_seed_is_not_chosen_for_its_lucky_ones(synthetic):
+    cells = [synthetic.cell("ew", "steady", s, {"left": 0.8}) for s in range(3)]
+    cells += [synthetic.cell("ew", "lucky", s, {"left": 0.9}, failed="NaN" if s else None) for s in range(3)]
+    lucky, steady = sorted(summarize(cells).rows, key=lambda row: row.optimizer)
+    assert steady.selected
+    assert not lucky.selected
+    assert [failure.seed for failure in lucky.failures] == [1, 2]
+
+
+def test_a_metric_where_lower_is_better_selects_the_lower(synthetic):
+    cells = [synthetic.cell("ew", name, 0, {"left": value}) for name, value in (("low", 0.1), ("high", 0.9))]
+    for cell in cells:
+        cell["metric_directions"] = {"left": {"accuracy": False}}
+    assert [row.optimizer for row in summarize(cells).rows if row.selected] == ["low"]
+
+
+def test_half_a_baseline_is_no_baseline(synthetic):
+    cells = [synthetic.cell("ew", "adam", s, {"left": 0.9, "right": 0.9}) for s in (0, 1)]
+    for baseline in ([], synthetic.baseline("adam", 0, {"left": 0.9})):
+        summary = summarize([*cells, *baseline], command="mtljax ablate configs/digits.py")
+        assert all(math.isnan(row.delta_m.mean) for row in summary.rows)
+        assert summary.problem is not None
+        assert "run `mtljax ablate configs/digits.py` to make it" in summary.problem
+        assert summary.problem in verdict(summary)
+
+
+def test_a_seed_with_a_nan_metric_is_left_out_and_named(synthetic):
+    cells = synthetic.study({"ew": 0.0, "cagrad": 0.02})
+    broken = next(cell for cell in cells if cell["method"] == "cagrad" and cell["seed"] == 1)
+    broken["test"]["left"]["accuracy"] = None
+    summary = summarize(cells)
+    row = next(row for row in summary.rows if row.method == "cagrad")
+    assert (row.delta_m.n, row.delta_m.left_out, row.test[LEFT].left_out, row.test[RIGHT].left_out) == (2, 1, 1, 0)
+    assert "left out of its mean: cagrad with adam 0.001 (1)" in verdict(summary)
+
+
+def test_contradicting_cells_are_refused(synthetic):
+    cell = synthetic.cell("ew", "adam", 0, {"left": 0.9})
+    with pytest.raises(ValueError, match="ew-left-copy hold the same run"):
+        summarize([cell, cell | {"cell": "ew-left-copy"}])
+    other = synthetic.cell("ew", "adam", 1, {"left": 0.9}) | {"metric_directions": {"left": {"accuracy": False}}}
+    with pytest.raises(ValueError, match="whether higher left accuracy is better"):
+        summarize([cell, other])
+
+
+def sentence(text, start):
+    """The sentences of a verdict that begin so, from all its paragraphs."""
+    return " ".join(line for line in text.split("\n") if line.startswith(start))
+
+
+def test_the_verdict_finds_clear_winners_and_losers(synthetic):
+    text = verdict(summarize(synthetic.study({"ew": 0.0, "cagrad": 0.03, "mgda": -0.03}, noise=0.001, seeds=4)))
+    against_ew, against_single = text.split("\n")[:2]
+    assert against_ew.startswith("Better than equal weighting over 4 seeds: cagrad \N{MINUS SIGN}3.")
+    assert "Worse than equal weighting over 4 seeds: mgda +3." in against_ew
+    assert "No difference" not in against_ew
+    assert against_single.startswith("Better than single-task training over 4 seeds: cagrad")
+    assert "No difference shown: ew" in against_single
+    assert "Holm" in text
+
+
+def test_the_verdict_does_not_find_what_is_not_there(synthetic):
+    text = verdict(summarize(synthetic.study({"ew": 0.0, "cagrad": 0.0, "mgda": 0.0, "pcgrad": 0.0}, noise=0.01)))
+    assert text.startswith("No method is shown to be better or worse than equal weighting over 3 seeds: ")
+    assert "Better than" not in text
+    assert "Worse than" not in text
+
+
+def test_what_only_survives_uncorrected_is_called_a_hint(synthetic):
+    # Differences to ew of mean d and deviation 1 over 3 seeds: t = d sqrt(3), p = 0.05 at t = 4.30, 0.025 at 6.21.
+    def study(d):
+        shift = {0: -1.0, 1: 0.0, 2: 1.0}
+        cells = []
+        for s in range(3):
+            cells += synthetic.baseline("adam", s, {"left": 0.5})
+            cells.append(synthetic.cell("ew", "adam", s, {"left": 0.5}))
+            cells.append(synthetic.cell("close", "adam", s, {"left": 0.5 - 0.005 * (d + shift[s])}))
+            cells.append(synthetic.cell("same", "adam", s, {"left": 0.5 - 0.005 * shift[s]}))
+        return verdict(summarize(cells)).split("\n")[0]
+
+    assert "a hint" not in study(4.2 / math.sqrt(3))
+    assert "Without correction for 2 comparisons close would differ: a hint" in study(5.0 / math.sqrt(3))
+    assert study(5.0 / math.sqrt(3)).startswith("No method is shown")
+    assert study(6.4 / math.sqrt(3)).startswith("Worse than equal weighting over 3 seeds: close")
+
+
+def test_the_family_wise_error_is_what_holm_promises(synthetic):
+    generator, wrong = random.Random(0), 0
+    for _ in range(300):
+        cells = []
+        for s in range(3):
+            cells += synthetic.baseline("adam", s, {"left": 0.5})
+            cells += [
+                synthetic.cell(m, "adam", s, {"left": generator.gauss(0.5, 0.01)}) for m in ("ew", "a", "b", "c", "d")
+            ]
+        wrong += not verdict(summarize(cells)).startswith("No method is shown")
+    assert wrong / 300 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 300)
+
+
+def test_one_seed_shows_no_difference(synthetic):
+    text = verdict(summarize(synthetic.study({"ew": 0.0, "cagrad": 0.1}, seeds=1)))
+    assert "no difference is shown: an interval needs two or more seeds" in text
+    assert "Better than" not in text
+
+
+def test_the_verdict_names_failed_runs_and_goes_on(synthetic):
+    cells = synthetic.study({"ew": 0.0, "cagrad": 0.03}, noise=0.001)
+    cells[-1] = synthetic.cell("cagrad", "adam 0.001", 2, {"left": 0, "right": 0}, failed="the loss became NaN.")
+    text = verdict(summarize(cells))
+    assert "1 run failed and is left out of every number: cagrad with adam 0.001, seed 2 (the loss became NaN)." in text
+    assert "over 2 seeds" in text
+
+
+def test_a_study_where_everything_failed_says_so(synthetic):
+    cells = [synthetic.cell("ew", "adam", s, {"left": 0, "right": 0}, failed="out of memory") for s in (0, 1)]
+    text = verdict(summarize(cells))
+    assert "No multi-task run has finished" in text
+    assert "2 runs failed and are left out of every number: ew with adam, seeds 0 and 1 (out of memory)." in text
+
+
+def test_without_equal_weighting_the_verdict_says_so(synthetic):
+    text = verdict(summarize(synthetic.study({"cagrad": 0.0, "mgda": 0.0})))
+    assert text.startswith("Equal weighting (`ew`) has no finished run")
+
+
+@pytest.mark.parametrize(
+    ("effects", "optimizers", "conclusion"),
+    [
+        ({"ew": 0.0, "cagrad": 0.001}, {"adam": 0.0, "sgd": -0.1}, "the optimizer matters more than the method"),
+        ({"ew": 0.0, "cagrad": 0.1}, {"adam": 0.0, "sgd": -0.001}, "the method matters more than the optimizer"),
+        ({"ew": 0.0, "cagrad": 0.05}, {"adam": 0.0, "sgd": -0.05}, "they matter about as much"),
+    ],
+)
+def test_the_verdict_weighs_methods_and_optimizers(synthetic, effects, optimizers, conclusion):
+    summary = summarize(synthetic.study(effects, optimizers=optimizers, noise=0.0005))
+    assert conclusion in verdict(summary)
+    shift = 100 * next(-shift for name, shift in optimizers.items() if name == "sgd") / 0.895
+    line = sentence(verdict(summary), "Method or optimizer")
+    assert float(line.split("with the same method by ")[1].split(". ")[0]) == pytest.approx(shift, abs=0.15)
+
+
+def test_seed_noise_is_not_taken_for_an_effect(synthetic):
+    effects = dict.fromkeys(("ew", "a", "b", "c", "d"), 0.0)
+    text = verdict(summarize(synthetic.study(effects, optimizers={"adam": 0.0, "sgd": 0.0}, noise=0.01)))
+    assert "Neither stands out from the seeds." in text
+
+
+def test_tidy_has_one_row_per_cell_split_task_and_metric(synthetic):
+    cells = synthetic.study({"ew": 0.0, "cagrad": 0.01}, seeds=2)
+    rows = tidy(cells)
+    expected = itertools.chain.from_iterable(
+        itertools.product([cell["cell"]], ("validation", "test"), cell["tasks"], ("accuracy", "loss")) for cell in cells
+    )
+    assert sorted((r["cell"], r["split"], r["task"], r["metric"]) for r in rows) == sorted(expected)
+    assert all(tuple(row) == COLUMNS for row in rows)
+
+
+def test_pandas_reads_the_csv_in_one_line(synthetic, tmp_path):
+    cells = synthetic.study({"ew": 0.0, 'scalarization(weights={"left": 1, "right": 2})': 0.01}, seeds=2)
+    cells[0]["test"]["left"]["accuracy"] = math.nan
+    cells.append(synthetic.cell("mgda", "adam 0.001", 0, {"left": 0, "right": 0}, failed="NaN", seconds_per_step=None))
+    write_csv(cells, tmp_path / "results.csv")
+    frame = pd.read_csv(tmp_path / "results.csv")
+    expected = pd.DataFrame(tidy(cells), columns=list(COLUMNS))
+    assert frame["value"].dtype == float
+    assert frame["higher_is_better"].dtype == bool
+    assert frame["seed"].dtype == int
+    pd.testing.assert_frame_equal(frame, expected, check_dtype=False)
+    failed = frame[frame["status"] == "failed"]
+    assert len(failed) == 4
+    assert failed["value"].isna().all()
+    assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
+
+
+def test_delta_m_can_be_recomputed_from_the_csv(synthetic, tmp_path):
+    cells = synthetic.study({"ew": 0.0, "cagrad": 0.02})
+    write_csv(cells, tmp_path / "results.csv")
+    frame = pd.read_csv(tmp_path / "results.csv").query("split == 'test' and metric == 'accuracy'")
+    baseline = frame[frame.kind == "single"].groupby("task").value.mean()
+    cagrad = frame[frame.method == "cagrad"].set_index("task").value
+    expected = -100 * (cagrad / baseline.reindex(cagrad.index) - 1).mean()
+    row = next(row for row in summarize(cells).rows if row.method == "cagrad")
+    assert row.delta_m.mean == pytest.approx(expected)
+
+
+def test_the_terminal_table_fits_100_columns_and_starts_with_single_task(synthetic):
+    effects = {"ew": 0.0, "cagrad(c=0.5)": 0.02, "scalarization(weights={'left': 0.3, 'right': 0.7})": -0.01}
+    for tasks in (("left",), ("left", "right"), ("depth", "normal", "segmentation", "a_task_with_a_long_name")):
+        summary = summarize(synthetic.study(effects, optimizers={"adam 0.001": 0.0, "sgd 0.1": -0.2}, tasks=tasks))
+        out = io.StringIO()
+        Console(file=out, width=100, force_terminal=False).print(text_table(summary))
+        lines = out.getvalue().splitlines()
+        assert max(map(len, lines)) <= 100
+        rows = [line for line in lines if "adam 0.001" in line or "sgd 0.1" in line]
+        assert len(rows) == len(summary.rows)
+        assert rows[0].lstrip().startswith("single-task")
+        assert all(shown(row.delta_m) in line for row, line in zip(summary.rows, rows, strict=True))
+
+
+def test_numbers_are_shown_in_their_units():
+    assert shown(Interval(0.931, 0.004, 3), "accuracy") == "93.1 ± 0.4"
+    assert shown(Interval(0.01234, 0.00056, 3), "mae") == "0.01234 ± 0.00056"
+    assert shown(Interval(-1.234, 0.5, 3)) == "\N{MINUS SIGN}1.23 ± 0.50"
+    assert shown(Interval(-0.0001, 0.5, 3)) == "0.00 ± 0.50"
+    assert shown(Interval(0.5, math.nan, 1), "accuracy") == "50.0"
+    assert shown(Interval(math.nan, math.nan, 0), "accuracy") == "–"
+
+
+def test_an_empty_study_still_has_a_header(tmp_path):
+    write_csv([], tmp_path / "results.csv")
+    assert (tmp_path / "results.csv").read_text() == ",".join(COLUMNS) + "\n"
