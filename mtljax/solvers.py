@@ -1,8 +1,8 @@
 """The K x K problems behind the methods, solved inside jit with a fixed number of iterations.
 
 Every solver is a pure function of arrays: it can be jitted, vmapped and scanned, and K is read from the shapes. A
-Gramian comes in unit-diagonal coordinates, as ``cosines[i, j] = g_i.g_j / (|g_i| |g_j|)`` (row, column and diagonal
-zero where ``g_i = 0``) and ``norms[i] = |g_i|``; it is never multiplied out, because products of norms leave the range
+Gramian comes in unit-diagonal coordinates, as `cosines[i, j] = g_i.g_j / (|g_i| |g_j|)` (row, column and diagonal
+zero where `g_i = 0`) and `norms[i] = |g_i|`; it is never multiplied out, because products of norms leave the range
 of float32. No tolerance is absolute: every threshold is a multiple of the machine epsilon of the dtype, applied after
 normalisation.
 """
@@ -20,8 +20,9 @@ _TO_BOUNDARY = 0.995  # share of the way to the boundary that a step may go
 _PROXIMAL = 32  # times sqrt(K) eps: above the rounding of a Gramian of K unit rows, so that Cholesky succeeds
 
 
+@partial(jax.jit, static_argnames="iterations")
 def nonnegative_qp(matrix: jax.Array, linear: jax.Array, *, iterations: int = 20) -> jax.Array:
-    """Minimises ``x'Qx / 2 - b'x`` over ``x >= 0``.
+    """Minimises `x'Qx / 2 - b'x` over `x >= 0`.
 
     A primal-dual interior-point method with Mehrotra's predictor and corrector (SIAM J. Optim. 2(4), 1992), run in
     coordinates where Q has unit diagonal and the largest entry of b is one, so the result does not depend on the
@@ -31,11 +32,11 @@ def nonnegative_qp(matrix: jax.Array, linear: jax.Array, *, iterations: int = 20
     Args:
         matrix: Q, shape (K, K), symmetric positive semidefinite. A variable with a zero row gets the value 0.
         linear: b, shape (K,), with the problem bounded below (b in the range of Q plus the negative orthant). If it is
-            not, the result is finite and has no meaning. vmap over ``linear`` for several right-hand sides.
+            not, the result is finite and has no meaning. vmap over `linear` for several right-hand sides.
         iterations: number of interior-point iterations, static.
 
     Returns:
-        The minimiser, shape (K,), in the dtype of ``linear``. Where there are several, one near their analytic centre.
+        The minimiser, shape (K,), in the dtype of `linear`. Where there are several, one near their analytic centre.
     """
     limits = jnp.finfo(linear.dtype)
     diagonal = jnp.diagonal(matrix)
@@ -69,11 +70,12 @@ def nonnegative_qp(matrix: jax.Array, linear: jax.Array, *, iterations: int = 20
     return _finite(x * scaled_size * scale * size)
 
 
+@jax.jit
 def dual_cone_weights(cosines: jax.Array, norms: jax.Array, u: jax.Array) -> jax.Array:
-    """Weights of the projection of ``sum_k u_k g_k`` onto the dual cone of the gradients.
+    """Weights of the projection of `sum_k u_k g_k` onto the dual cone of the gradients.
 
-    Minimises ``|sum_k v_k g_k|^2`` subject to ``v >= u``: the problem of UPGrad (one u a task: vmap over it) and of
-    DualProj (arXiv 2406.16232, Proposition 1). The projection conflicts with no gradient: ``g_k . sum_j v_j g_j >= 0``.
+    Minimises `|sum_k v_k g_k|^2` subject to `v >= u`: the problem of UPGrad (one u a task: vmap over it) and of
+    DualProj (arXiv 2406.16232, Proposition 1). The projection conflicts with no gradient: `g_k . sum_j v_j g_j >= 0`.
 
     Args:
         cosines: shape (K, K), unit-diagonal Gramian.
@@ -81,7 +83,7 @@ def dual_cone_weights(cosines: jax.Array, norms: jax.Array, u: jax.Array) -> jax
         u: shape (K,), lower bounds, at least 0.
 
     Returns:
-        v, shape (K,). ``v_k = u_k`` for a zero gradient. Values beyond the dtype's range are cut to its largest number.
+        v, shape (K,). `v_k = u_k` for a zero gradient. Values beyond the dtype's range are cut to its largest number.
     """
     live = norms >= jnp.finfo(norms.dtype).tiny
     relative, largest = _normalised(norms)
@@ -92,11 +94,12 @@ def dual_cone_weights(cosines: jax.Array, norms: jax.Array, u: jax.Array) -> jax
     return _finite(u + jnp.where(live, _finite(excess * y_size * stretch) * u_size, 0))
 
 
+@jax.jit
 def min_norm_weights(cosines: jax.Array, norms: jax.Array) -> jax.Array:
     """Weights of the shortest vector in the convex hull of the gradients (MGDA, arXiv 1810.04650, Eq. 3).
 
-    Minimises ``|sum_k w_k g_k|^2`` over the simplex. In ``y_k = w_k |g_k| / min|g|`` the simplex reads ``a'y = 1`` with
-    ``a_k = min|g| / |g_k|``, and the minimiser of ``y'Cy + (a'y - 1)^2`` over ``y >= 0`` is a multiple, between 1/2
+    Minimises `|sum_k w_k g_k|^2` over the simplex. In `y_k = w_k |g_k| / min|g|` the simplex reads `a'y = 1` with
+    `a_k = min|g| / |g_k|`, and the minimiser of `y'Cy + (a'y - 1)^2` over `y >= 0` is a multiple, between 1/2
     and 1, of the wanted one: a nonnegative quadratic program without the constraint.
 
     Args:
@@ -114,16 +117,17 @@ def min_norm_weights(cosines: jax.Array, norms: jax.Array) -> jax.Array:
     return _on_simplex(nonnegative_qp(cosines + jnp.outer(a, a), a) * a, live)
 
 
+@partial(jax.jit, static_argnames="iterations")
 def cagrad_weights(cosines: jax.Array, norms: jax.Array, c: jax.typing.ArrayLike, *, iterations: int = 30) -> jax.Array:
     """Weights of the worst task combination in CAGrad (arXiv 2110.14048, Eq. 4).
 
-    Minimises ``g_w.g_0 + c |g_0| |g_w|`` over the simplex, with ``g_w = sum_k w_k g_k`` and ``g_0`` the mean of all K
-    gradients, zero ones included. The update is ``d = g_0 + c |g_0| g_w / |g_w|``; see ``cagrad_combination``.
+    Minimises `g_w.g_0 + c |g_0| |g_w|` over the simplex, with `g_w = sum_k w_k g_k` and `g_0` the mean of all K
+    gradients, zero ones included. The update is `d = g_0 + c |g_0| g_w / |g_w|`; see `cagrad_combination`.
 
     Args:
         cosines: shape (K, K), unit-diagonal Gramian.
         norms: shape (K,), lengths of the gradients. Lengths below eps^2 times the largest count as that.
-        c: radius of the trust region in units of ``|g_0|``, at least 0; may be a tracer.
+        c: radius of the trust region in units of `|g_0|`, at least 0; may be a tracer.
         iterations: number of interior-point iterations, static. 30 serve lengths that span 12 decades, 16 serve 2.
 
     Returns:
@@ -135,23 +139,24 @@ def cagrad_weights(cosines: jax.Array, norms: jax.Array, c: jax.typing.ArrayLike
     return _on_simplex(jnp.where(live, path.y / relative, 0), live)
 
 
+@partial(jax.jit, static_argnames="iterations")
 def cagrad_combination(
     cosines: jax.Array, norms: jax.Array, c: jax.typing.ArrayLike, *, iterations: int = 30
 ) -> jax.Array:
-    """Coefficients v of CAGrad's update itself: ``d = sum_k v_k g_k = g_0 + c |g_0| g_w / |g_w|``.
+    """Coefficients v of CAGrad's update itself: `d = sum_k v_k g_k = g_0 + c |g_0| g_w / |g_w|`.
 
-    Use it instead of dividing by ``|g_w|``: at a Pareto-stationary point with ``c >= 1``, ``g_w`` is 0 and the quotient
-    is noise of length ``c |g_0|``. The dual solution of the barrier method is the maximiser of ``min_k g_k.d`` there
+    Use it instead of dividing by `|g_w|`: at a Pareto-stationary point with `c >= 1`, `g_w` is 0 and the quotient
+    is noise of length `c |g_0|`. The dual solution of the barrier method is the maximiser of `min_k g_k.d` there
     too, which may lie inside the trust region.
 
     Args:
         cosines: shape (K, K), unit-diagonal Gramian.
         norms: shape (K,), lengths of the gradients.
-        c: radius of the trust region in units of ``|g_0|``, at least 0; may be a tracer.
-        iterations: as in ``cagrad_weights``.
+        c: radius of the trust region in units of `|g_0|`, at least 0; may be a tracer.
+        iterations: as in `cagrad_weights`.
 
     Returns:
-        v, shape (K,), at least 1/K. Homogeneous of degree 0 in ``norms``.
+        v, shape (K,), at least 1/K. Homogeneous of degree 0 in `norms`.
     """
     path, relative, mean = _cagrad_path(cosines, norms, c, iterations)
     live = norms >= jnp.finfo(norms.dtype).tiny
@@ -172,14 +177,14 @@ def _cagrad_path(
 ) -> tuple[_Path, jax.Array, jax.Array]:
     """Follows the central path of CAGrad's problem.
 
-    With ``y = w norms`` and unit rows U it minimises ``h'y + c |U'y|`` over ``a'y = 1, y >= 0``. The barrier of the
-    cone ``t >= |r|, r = U'y``, with t minimised out, replaces ``|r|`` by a smooth function of gradient ``r / t``, where
-    ``t = s + mu / c`` and ``s^2 = r^2 + (mu / c)^2``. As in Andersen et al. (SIAM J. Sci. Comput. 22(1), 2000) the
-    direction ``e = U'eta`` is a variable of its own that stays in the unit ball: substituting ``e = r / t`` would make
+    With `y = w norms` and unit rows U it minimises `h'y + c |U'y|` over `a'y = 1, y >= 0`. The barrier of the
+    cone `t >= |r|, r = U'y`, with t minimised out, replaces `|r|` by a smooth function of gradient `r / t`, where
+    `t = s + mu / c` and `s^2 = r^2 + (mu / c)^2`. As in Andersen et al. (SIAM J. Sci. Comput. 22(1), 2000) the
+    direction `e = U'eta` is a variable of its own that stays in the unit ball: substituting `e = r / t` would make
     Newton's method stall near r = 0.
 
     Returns:
-        The last iterate, the norms in units of the longest (clipped to eps^2), and ``|g_0|`` in that unit.
+        The last iterate, the norms in units of the longest (clipped to eps^2), and `|g_0|` in that unit.
     """
     dtype = cosines.dtype
     num_tasks = len(norms)

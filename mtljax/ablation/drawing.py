@@ -43,7 +43,7 @@ _STYLE: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.4,
     "lines.markersize": 5.0,
-    "pdf.fonttype": 42,
+    "pdf.fonttype": 42,  # TrueType: some venues refuse Type 3
     "svg.fonttype": "none",
     "text.color": INK,
     "text.parse_math": False,  # names may hold a dollar sign
@@ -109,6 +109,8 @@ def draw(builders: Sequence[Builder], summary: Summary, records: Sequence[Record
             plot = builder(summary, records)
             if plot is None:
                 continue
+            plot.figure.draw_without_rendering()
+            plot.figure.set_layout_engine("none")  # laid out once, for all three formats
             plot.figure.savefig(directory / f"{plot.name}.png", dpi=200, facecolor="white")
             plot.figure.savefig(directory / f"{plot.name}.pdf", facecolor="white", metadata={"CreationDate": None})
             csv = csv_text(plot.data)

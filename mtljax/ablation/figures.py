@@ -228,16 +228,17 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 def _frame(means: Sequence[float], half_widths: Sequence[float]) -> tuple[float, float]:
     """Limits that hold the bulk of the means with their intervals, so that one far off does not squash the rest."""
-    center = np.nanmedian(means)
-    distances = np.abs(np.asarray(means) - center)
-    near = distances <= max(8 * float(np.nanmedian(distances)), 1e-12)
-    if np.sum(near) < len(means) / 2:
-        near = np.isfinite(distances)
-    kept = np.asarray(means)[near]
-    span = float(np.max(kept) - np.min(kept)) or abs(float(center)) * 0.01 or 1.0
-    reach = np.minimum(
-        np.nan_to_num(np.asarray(half_widths)[near]), 1.5 * span
-    )  # two seeds can make intervals 100 times wider
+    values, widths = np.asarray(means), np.nan_to_num(np.asarray(half_widths))
+    known = np.isfinite(values)
+    if not known.any():
+        return 0.0, 1.0
+    values, widths = values[known], widths[known]
+    center = float(np.median(values))
+    distances = np.abs(values - center)
+    near = distances <= max(6 * float(np.quantile(distances, 0.6)), 1e-12)
+    kept = values[near]
+    span = float(np.ptp(kept)) or abs(center) * 0.01 or 1.0
+    reach = np.minimum(widths[near], 1.5 * span)  # with two seeds an interval may be a hundred times wider
     return float(np.min(kept - reach)) - 0.06 * span, float(np.max(kept + reach)) + 0.06 * span
 
 

@@ -69,6 +69,7 @@ def write_report(
         verdict=_paragraphs(verdict(summary).split("\n")),
         warnings=_section("Warnings", _paragraphs(problems)) if problems else "",
         table=_results(summary),
+        marked="Marked rows: the optimizer chosen on validation for that method. " if _has_choice(summary) else "",
         results_link=_link(RESULTS, csv_text(tidy(records)), "All results as CSV"),
         figures=_section("Figures", _figures(drawn), "figures") if drawn else "",
         failures=_section("Failed runs", _failures(summary)) if summary.failures else "",
@@ -122,7 +123,7 @@ def _read_study(directory: Path) -> tuple[dict[str, Any], list[str]]:
 def _results(summary: Summary) -> str:
     """The table of all rows, every heading a button that sorts."""
     keys = list(summary.directions)
-    chosen = not all(row.selected for row in summary.rows)  # with one optimizer there is nothing to mark
+    chosen = _has_choice(summary)
     names = [
         f"{task} {metric} {unit(metric)[1]} {'↑' if up else '↓'}" for (task, metric), up in summary.directions.items()
     ]
@@ -137,6 +138,11 @@ def _results(summary: Summary) -> str:
         + "\n".join(_result(row, keys, marked=chosen and row.selected) for row in summary.rows)
         + "\n</tbody>\n</table>"
     )
+
+
+def _has_choice(summary: Summary) -> bool:
+    """Whether some row was not selected; where all are, there is nothing to mark."""
+    return not all(row.selected for row in summary.rows)
 
 
 def _result(row: Row, keys: Sequence[tuple[str, str]], *, marked: bool) -> str:

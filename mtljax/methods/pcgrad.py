@@ -41,26 +41,11 @@ def pcgrad(
     """
 
     def weigh(memory: Any, *, gramian: Gramian, num_tasks: int, key: jax.Array | None, **_: Any) -> Any:
-        cosines, norms = gramian
         order = jnp.tile(jnp.arange(num_tasks), (num_tasks, 1))
         if shuffle:
             assert key is not None
             order = jax.random.permutation(key, order, axis=1, independent=True)
-        # Row i holds p_i / ‖g_i‖ in terms of the normalised gradients; all tasks take their t-th projection at once.
-        tasks = jnp.arange(num_tasks)
-
-        def project(coefficients: jax.Array, others: jax.Array) -> Any:
-            component = jnp.einsum("ik,ki->i", coefficients, cosines[:, others], precision=lax.Precision.HIGHEST)
-            component = jnp.where((component < 0) & (others != tasks), component, 0)
-            return coefficients.at[tasks, others].add(-component), None
-
-        identity = jnp.eye(num_tasks, dtype=cosines.dtype)
-        coefficients, _ = lax.scan(project, identity, order.T)
-        # A ratio beyond the dtype's range (1e15 to 1e-30, say) is capped: the weight stays finite.
-        cap = jnp.finfo(norms.dtype).max / num_tasks**2
-        ratios = jnp.minimum(norms[:, None] / jnp.where(norms > 0, norms, 1)[None, :], cap)
-        added = jnp.where(norms[None, :] > 0, (coefficients - identity) * ratios, 0)
-        return 1 + added.sum(axis=0), memory
+        return _surgery(gramian.cosines, gramian.norms, order), memory
 
     return weighting(
         "pcgrad",
@@ -70,3 +55,24 @@ def pcgrad(
         seed=seed if shuffle else None,
         update_every=update_every,
     )
+
+
+@jax.jit
+def _surgery(cosines: jax.Array, norms: jax.Array, order: jax.Array) -> jax.Array:
+    """The (K,) weights when task i meets the others in the order of row i of `order`, (K, K)."""
+    num_tasks = len(norms)
+    tasks = jnp.arange(num_tasks)
+
+    # Row i holds p_i / ‖g_i‖ in terms of the normalised gradients; all tasks take their t-th projection at once.
+    def project(coefficients: jax.Array, others: jax.Array) -> Any:
+        component = jnp.einsum("ik,ki->i", coefficients, cosines[:, others], precision=lax.Precision.HIGHEST)
+        component = jnp.where((component < 0) & (others != tasks), component, 0)
+        return coefficients.at[tasks, others].add(-component), None
+
+    identity = jnp.eye(num_tasks, dtype=cosines.dtype)
+    coefficients, _ = lax.scan(project, identity, order.T)
+    # A ratio beyond the dtype's range (1e15 to 1e-30, say) is capped: the weight stays finite.
+    cap = jnp.finfo(norms.dtype).max / num_tasks**2
+    ratios = jnp.minimum(norms[:, None] / jnp.where(norms > 0, norms, 1)[None, :], cap)
+    added = jnp.where(norms[None, :] > 0, (coefficients - identity) * ratios, 0)
+    return 1 + added.sum(axis=0)

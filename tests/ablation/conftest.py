@@ -1,14 +1,19 @@
-"""Synthetic studies whose truth is known."""
+"""Synthetic studies whose truth is known, and a parser for their reports."""
 
+import base64
 import json
 import math
 import random
+import re
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from mtljax.ablation.report import write_report
 
 TASKS = ("left", "right")
 EPOCHS = 10
@@ -107,6 +112,76 @@ def write_study(directory: Path, cells: list[dict[str, Any]], **study: Any) -> P
     return directory
 
 
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that tags balance, and collects what the tests ask for."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.attributes, self.ids, self.text, self.tags = [], [], [], [], []
+        self.tables = []  # of rows of cells
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("th", "td"):
+            self.tables[-1][-1].append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        self.ids += [value for name, value in attrs if name == "id"]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.text.append(data)
+        if {"th", "td"} & set(self.open):
+            self.tables[-1][-1][-1] += data
+
+    @property
+    def words(self):
+        return re.sub(r"\s+", " ", " ".join(self.text))  # \s takes no-break spaces too
+
+    @property
+    def csvs(self):
+        """The contents of all embedded CSV files."""
+        links = [value for name, value in self.attributes if name == "href" and value.startswith("data:text/csv")]
+        return [base64.b64decode(link.split(",", 1)[1]).decode() for link in links]
+
+
+@pytest.fixture
+def parse() -> type[Page]:
+    """Parses a report."""
+    return Page
+
+
+@pytest.fixture
+def text(reported: Path) -> str:
+    """The source of the report that all read."""
+    return (reported / "report.html").read_text()
+
+
+@pytest.fixture
+def page(text: str) -> Page:
+    """The same, parsed."""
+    return Page(text)
+
+
 @pytest.fixture
 def synthetic() -> SimpleNamespace:
     """The builders, since test modules cannot import each other."""
@@ -116,12 +191,23 @@ def synthetic() -> SimpleNamespace:
 @pytest.fixture
 def study_directory(tmp_path: Path) -> Path:
     """A small study on disk, with two optimizers and one failed run."""
+    return write_study(tmp_path / "study", small_study())
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same study with its report, drawn once for all tests that only read it."""
+    directory = write_study(tmp_path_factory.mktemp("reported") / "study", small_study())
+    write_report(directory)
+    return directory
+
+
+def small_study() -> list[dict[str, Any]]:
+    """Two optimizers, three methods, and one failed run."""
     cells = make_study({"ew": 0.0, "cagrad": 0.02, "mgda": -0.03}, optimizers={"adam 0.001": 0.0, "sgd 0.1": -0.05})
-    last = cells[-1]
-    cells[-1] = make_cell(
-        last["method"], last["optimizer"], last["seed"], dict.fromkeys(TASKS, 0.0), failed="the loss became NaN"
-    )
-    return write_study(tmp_path / "study", cells)
+    last, failed = cells[-1], "the loss became NaN"
+    cells[-1] = make_cell(last["method"], last["optimizer"], last["seed"], dict.fromkeys(TASKS, 0.0), failed=failed)
+    return cells
 
 
 def _metrics(accuracy: dict[str, float]) -> dict[str, dict[str, float]]:

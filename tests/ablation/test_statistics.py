@@ -1,30 +1,21 @@
 """Claims about Δm, intervals, selection, the verdict and the tables."""
 
-import io
-import itertools
 import math
 import random
 import statistics as stdlib
 
 import numpy as np
-import pandas as pd
 import pytest
-from rich.console import Console
 from scipy import stats
 
 from mtljax.ablation.statistics import (
-    COLUMNS,
     Interval,
     delta_m,
     holm,
     paired_difference,
-    shown,
     summarize,
     t_interval,
-    text_table,
-    tidy,
     verdict,
-    write_csv,
 )
 
 LEFT, RIGHT = ("left", "accuracy"), ("right", "accuracy")
@@ -101,10 +92,11 @@ def test_delta_m_of_different_metrics_names_them():
 
 @pytest.mark.parametrize(("n", "quantile"), [(2, 12.706), (3, 4.303), (5, 2.776), (11, 2.228)])
 def test_t_interval_has_the_quantiles_of_the_table(n, quantile):
-    values = [random.Random(n).gauss(5, 2) for _ in range(n)]
+    values = list(np.random.default_rng(n).normal(5, 2, n))
     found = t_interval(values)
     assert found.mean == pytest.approx(stdlib.fmean(values))
-    assert found.half_width == pytest.approx(quantile * stdlib.stdev(values) / math.sqrt(n), rel=1e-4)
+    # the table has three decimals
+    assert found.half_width == pytest.approx(quantile * stdlib.stdev(values) / math.sqrt(n), rel=3e-4)
 
 
 @pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.99])
@@ -245,171 +237,3 @@ def test_contradicting_cells_are_refused(synthetic):
     other = synthetic.cell("ew", "adam", 1, {"left": 0.9}) | {"metric_directions": {"left": {"accuracy": False}}}
     with pytest.raises(ValueError, match="whether higher left accuracy is better"):
         summarize([cell, other])
-
-
-def sentence(text, start):
-    """The sentences of a verdict that begin so, from all its paragraphs."""
-    return " ".join(line for line in text.split("\n") if line.startswith(start))
-
-
-def test_the_verdict_finds_clear_winners_and_losers(synthetic):
-    text = verdict(summarize(synthetic.study({"ew": 0.0, "cagrad": 0.03, "mgda": -0.03}, noise=0.001, seeds=4)))
-    against_ew, against_single = text.split("\n")[:2]
-    assert against_ew.startswith("Better than equal weighting over 4 seeds: cagrad \N{MINUS SIGN}3.")
-    assert "Worse than equal weighting over 4 seeds: mgda +3." in against_ew
-    assert "No difference" not in against_ew
-    assert against_single.startswith("Better than single-task training over 4 seeds: cagrad")
-    assert "No difference shown: ew" in against_single
-    assert "Holm" in text
-
-
-def test_the_verdict_does_not_find_what_is_not_there(synthetic):
-    text = verdict(summarize(synthetic.study({"ew": 0.0, "cagrad": 0.0, "mgda": 0.0, "pcgrad": 0.0}, noise=0.01)))
-    assert text.startswith("No method is shown to be better or worse than equal weighting over 3 seeds: ")
-    assert "Better than" not in text
-    assert "Worse than" not in text
-
-
-def test_what_only_survives_uncorrected_is_called_a_hint(synthetic):
-    # Differences to ew of mean d and deviation 1 over 3 seeds: t = d sqrt(3), p = 0.05 at t = 4.30, 0.025 at 6.21.
-    def study(d):
-        shift = {0: -1.0, 1: 0.0, 2: 1.0}
-        cells = []
-        for s in range(3):
-            cells += synthetic.baseline("adam", s, {"left": 0.5})
-            cells.append(synthetic.cell("ew", "adam", s, {"left": 0.5}))
-            cells.append(synthetic.cell("close", "adam", s, {"left": 0.5 - 0.005 * (d + shift[s])}))
-            cells.append(synthetic.cell("same", "adam", s, {"left": 0.5 - 0.005 * shift[s]}))
-        return verdict(summarize(cells)).split("\n")[0]
-
-    assert "a hint" not in study(4.2 / math.sqrt(3))
-    assert "Without correction for 2 comparisons close would differ: a hint" in study(5.0 / math.sqrt(3))
-    assert study(5.0 / math.sqrt(3)).startswith("No method is shown")
-    assert study(6.4 / math.sqrt(3)).startswith("Worse than equal weighting over 3 seeds: close")
-
-
-def test_the_family_wise_error_is_what_holm_promises(synthetic):
-    generator, wrong = random.Random(0), 0
-    for _ in range(300):
-        cells = []
-        for s in range(3):
-            cells += synthetic.baseline("adam", s, {"left": 0.5})
-            cells += [
-                synthetic.cell(m, "adam", s, {"left": generator.gauss(0.5, 0.01)}) for m in ("ew", "a", "b", "c", "d")
-            ]
-        wrong += not verdict(summarize(cells)).startswith("No method is shown")
-    assert wrong / 300 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 300)
-
-
-def test_one_seed_shows_no_difference(synthetic):
-    text = verdict(summarize(synthetic.study({"ew": 0.0, "cagrad": 0.1}, seeds=1)))
-    assert "no difference is shown: an interval needs two or more seeds" in text
-    assert "Better than" not in text
-
-
-def test_the_verdict_names_failed_runs_and_goes_on(synthetic):
-    cells = synthetic.study({"ew": 0.0, "cagrad": 0.03}, noise=0.001)
-    cells[-1] = synthetic.cell("cagrad", "adam 0.001", 2, {"left": 0, "right": 0}, failed="the loss became NaN.")
-    text = verdict(summarize(cells))
-    assert "1 run failed and is left out of every number: cagrad with adam 0.001, seed 2 (the loss became NaN)." in text
-    assert "over 2 seeds" in text
-
-
-def test_a_study_where_everything_failed_says_so(synthetic):
-    cells = [synthetic.cell("ew", "adam", s, {"left": 0, "right": 0}, failed="out of memory") for s in (0, 1)]
-    text = verdict(summarize(cells))
-    assert "No multi-task run has finished" in text
-    assert "2 runs failed and are left out of every number: ew with adam, seeds 0 and 1 (out of memory)." in text
-
-
-def test_without_equal_weighting_the_verdict_says_so(synthetic):
-    text = verdict(summarize(synthetic.study({"cagrad": 0.0, "mgda": 0.0})))
-    assert text.startswith("Equal weighting (`ew`) has no finished run")
-
-
-@pytest.mark.parametrize(
-    ("effects", "optimizers", "conclusion"),
-    [
-        ({"ew": 0.0, "cagrad": 0.001}, {"adam": 0.0, "sgd": -0.1}, "the optimizer matters more than the method"),
-        ({"ew": 0.0, "cagrad": 0.1}, {"adam": 0.0, "sgd": -0.001}, "the method matters more than the optimizer"),
-        ({"ew": 0.0, "cagrad": 0.05}, {"adam": 0.0, "sgd": -0.05}, "they matter about as much"),
-    ],
-)
-def test_the_verdict_weighs_methods_and_optimizers(synthetic, effects, optimizers, conclusion):
-    summary = summarize(synthetic.study(effects, optimizers=optimizers, noise=0.0005))
-    assert conclusion in verdict(summary)
-    shift = 100 * next(-shift for name, shift in optimizers.items() if name == "sgd") / 0.895
-    line = sentence(verdict(summary), "Method or optimizer")
-    assert float(line.split("with the same method by ")[1].split(". ")[0]) == pytest.approx(shift, abs=0.15)
-
-
-def test_seed_noise_is_not_taken_for_an_effect(synthetic):
-    effects = dict.fromkeys(("ew", "a", "b", "c", "d"), 0.0)
-    text = verdict(summarize(synthetic.study(effects, optimizers={"adam": 0.0, "sgd": 0.0}, noise=0.01)))
-    assert "Neither stands out from the seeds." in text
-
-
-def test_tidy_has_one_row_per_cell_split_task_and_metric(synthetic):
-    cells = synthetic.study({"ew": 0.0, "cagrad": 0.01}, seeds=2)
-    rows = tidy(cells)
-    expected = itertools.chain.from_iterable(
-        itertools.product([cell["cell"]], ("validation", "test"), cell["tasks"], ("accuracy", "loss")) for cell in cells
-    )
-    assert sorted((r["cell"], r["split"], r["task"], r["metric"]) for r in rows) == sorted(expected)
-    assert all(tuple(row) == COLUMNS for row in rows)
-
-
-def test_pandas_reads_the_csv_in_one_line(synthetic, tmp_path):
-    cells = synthetic.study({"ew": 0.0, 'scalarization(weights={"left": 1, "right": 2})': 0.01}, seeds=2)
-    cells[0]["test"]["left"]["accuracy"] = math.nan
-    cells.append(synthetic.cell("mgda", "adam 0.001", 0, {"left": 0, "right": 0}, failed="NaN", seconds_per_step=None))
-    write_csv(cells, tmp_path / "results.csv")
-    frame = pd.read_csv(tmp_path / "results.csv")
-    expected = pd.DataFrame(tidy(cells), columns=list(COLUMNS))
-    assert frame["value"].dtype == float
-    assert frame["higher_is_better"].dtype == bool
-    assert frame["seed"].dtype == int
-    pd.testing.assert_frame_equal(frame, expected, check_dtype=False)
-    failed = frame[frame["status"] == "failed"]
-    assert len(failed) == 4
-    assert failed["value"].isna().all()
-    assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
-
-
-def test_delta_m_can_be_recomputed_from_the_csv(synthetic, tmp_path):
-    cells = synthetic.study({"ew": 0.0, "cagrad": 0.02})
-    write_csv(cells, tmp_path / "results.csv")
-    frame = pd.read_csv(tmp_path / "results.csv").query("split == 'test' and metric == 'accuracy'")
-    baseline = frame[frame.kind == "single"].groupby("task").value.mean()
-    cagrad = frame[frame.method == "cagrad"].set_index("task").value
-    expected = -100 * (cagrad / baseline.reindex(cagrad.index) - 1).mean()
-    row = next(row for row in summarize(cells).rows if row.method == "cagrad")
-    assert row.delta_m.mean == pytest.approx(expected)
-
-
-def test_the_terminal_table_fits_100_columns_and_starts_with_single_task(synthetic):
-    effects = {"ew": 0.0, "cagrad(c=0.5)": 0.02, "scalarization(weights={'left': 0.3, 'right': 0.7})": -0.01}
-    for tasks in (("left",), ("left", "right"), ("depth", "normal", "segmentation", "a_task_with_a_long_name")):
-        summary = summarize(synthetic.study(effects, optimizers={"adam 0.001": 0.0, "sgd 0.1": -0.2}, tasks=tasks))
-        out = io.StringIO()
-        Console(file=out, width=100, force_terminal=False).print(text_table(summary))
-        lines = out.getvalue().splitlines()
-        assert max(map(len, lines)) <= 100
-        rows = [line for line in lines if "adam 0.001" in line or "sgd 0.1" in line]
-        assert len(rows) == len(summary.rows)
-        assert rows[0].lstrip().startswith("single-task")
-        assert all(shown(row.delta_m) in line for row, line in zip(summary.rows, rows, strict=True))
-
-
-def test_numbers_are_shown_in_their_units():
-    assert shown(Interval(0.931, 0.004, 3), "accuracy") == "93.1 ± 0.4"
-    assert shown(Interval(0.01234, 0.00056, 3), "mae") == "0.01234 ± 0.00056"
-    assert shown(Interval(-1.234, 0.5, 3)) == "\N{MINUS SIGN}1.23 ± 0.50"
-    assert shown(Interval(-0.0001, 0.5, 3)) == "0.00 ± 0.50"
-    assert shown(Interval(0.5, math.nan, 1), "accuracy") == "50.0"
-    assert shown(Interval(math.nan, math.nan, 0), "accuracy") == "–"
-
-
-def test_an_empty_study_still_has_a_header(tmp_path):
-    write_csv([], tmp_path / "results.csv")
-    assert (tmp_path / "results.csv").read_text() == ",".join(COLUMNS) + "\n"

@@ -138,8 +138,8 @@ def text_table(summary: Summary) -> "Table":
     table = Table(
         box=box.SIMPLE_HEAD, caption="; ".join(notes), caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0)
     )
-    table.add_column("method", overflow="fold", max_width=22)
-    table.add_column("optimizer", overflow="fold", max_width=18)
+    table.add_column("method", overflow="fold", min_width=11, max_width=22)
+    table.add_column("optimizer", overflow="fold", min_width=8, max_width=18)
     for task in tasks:
         metric = summary.primary[task]
         table.add_column(

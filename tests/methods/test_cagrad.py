@@ -1,0 +1,94 @@
+"""CAGrad against a conic solver and its own optimality."""
+
+import warnings
+
+import cvxpy as cp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from samplers import conflicting, gaussian
+
+import mtljax as mtl
+
+
+def gradient(jacobian, dtype=jnp.float32, **hyperparameters):
+    tx = mtl.cagrad(**hyperparameters)
+    jacobian = jnp.asarray(jacobian, dtype)
+    return np.asarray(tx.update(jacobian, tx.init(jacobian[0]))[0], np.float64)
+
+
+def by_conic_program(jacobian, c):
+    """The primal: the best worst case within the ball."""
+    mean = jacobian.mean(axis=0)
+    d, worst = cp.Variable(jacobian.shape[1]), cp.Variable()
+    constraints = [jacobian @ d >= worst, cp.norm(d - mean) <= c * np.linalg.norm(mean)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Clarabel says when its tolerances end above 1e-12
+        cp.Problem(cp.Maximize(worst), constraints).solve(
+            solver=cp.CLARABEL, tol_gap_abs=1e-13, tol_gap_rel=1e-13, tol_feas=1e-13
+        )
+    return d.value
+
+
+@pytest.mark.parametrize("num_tasks", [2, 3, 5, 10])
+@pytest.mark.parametrize("sampler", [gaussian, conflicting])
+@pytest.mark.parametrize("c", [0.1, 0.4, 0.8])
+def test_cagrad_solves_its_primal_problem(num_tasks, sampler, c):
+    jacobian = sampler(num_tasks, 2 * num_tasks)
+    expected = by_conic_program(jacobian, c)
+    with jax.enable_x64(True):
+        found = gradient(jacobian, jnp.float64, c=c)
+    # The conic solver is right to 1e-7 of the scale in value and the square root of that in the point.
+    np.testing.assert_allclose(found, expected, atol=3e-4 * np.linalg.norm(expected))
+    assert (jacobian @ found).min() >= (jacobian @ expected).min() - 1e-6 * np.abs(jacobian @ expected).max()
+    np.testing.assert_allclose(gradient(jacobian, c=c), found, atol=1e-3 * np.linalg.norm(found))
+
+
+@pytest.mark.parametrize("c", [0.1, 0.4, 0.9, 1.5])
+def test_cagrad_stays_in_its_ball_and_beats_the_mean(c):
+    jacobian = conflicting(4, 8)
+    mean = jacobian.mean(axis=0)
+    found = gradient(jacobian, c=c)
+    assert np.linalg.norm(found - mean) <= c * np.linalg.norm(mean) * (1 + 1e-4)
+    assert (jacobian @ found).min() >= (jacobian @ mean).min() - 1e-6
+
+
+def test_c_zero_is_the_mean():
+    jacobian = gaussian(5, 8)
+    np.testing.assert_allclose(gradient(jacobian, c=0.0), jacobian.mean(axis=0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_c_of_one_or_more_never_conflicts(seed):
+    jacobian = gaussian(5, 8, seed)
+    with jax.enable_x64(True):
+        found = gradient(jacobian, jnp.float64, c=1.2)
+    assert (jacobian @ found).min() >= -1e-6 * np.linalg.norm(found) * np.linalg.norm(jacobian, axis=1).max()
+
+
+@pytest.mark.parametrize(("rescale", "divisor"), [("1+c", 1.5), ("1+c^2", 1.25)])
+def test_rescale_divides(rescale, divisor):
+    jacobian = gaussian(3, 6)
+    np.testing.assert_allclose(
+        gradient(jacobian, c=0.5, rescale=rescale), gradient(jacobian, c=0.5) / divisor, rtol=1e-5
+    )
+
+
+def test_small_gradients_are_not_mistaken_for_zero():
+    """A library with an absolute tolerance returns zero here."""
+    jacobian = np.array([[1.0, 0.0], [-1.0, 0.1]])
+    expected = gradient(jacobian, jnp.float32)
+    assert np.linalg.norm(expected) > 0.04
+    np.testing.assert_allclose(gradient(5e-3 * jacobian, jnp.float32), 5e-3 * expected, rtol=1e-3)
+
+
+def test_bad_hyperparameters_are_one_clear_sentence():
+    with pytest.raises(ValueError, match="cagrad: c must be >= 0, got -0.4"):
+        mtl.cagrad(c=-0.4)
+    with pytest.raises(ValueError, match="cagrad: rescale must be one of 'none', .*, got 'yes'"):
+        mtl.cagrad(rescale="yes")
+    with pytest.raises(ValueError, match="pass num_tasks=K"):
+        mtl.cagrad(update_every=2)
+    with pytest.raises(ValueError, match="update_every must be a positive Python int, got 0"):
+        mtl.cagrad(update_every=0, num_tasks=2)

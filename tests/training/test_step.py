@@ -1,0 +1,158 @@
+"""The train step: equal on many devices, compiled once for all hyperparameters."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import mtljax as mtl
+from mtljax.training import MethodConfig, ModelConfig, OptimizerConfig, parallel
+from mtljax.training.loop import load_data
+from mtljax.training.program import build_model, build_program, data_key, init_state, structure
+from mtljax.training.step import make_step
+
+
+def advanced(config, steps, data=None):
+    """The state after some steps, on one device."""
+    data = data or load_data(config)
+    program = build_program(config, data)
+    split = parallel.place(data.splits["train"], program.devices)
+    permutation = parallel.place(program.shuffle(data_key(config), 0), program.devices)
+    state = parallel.place(init_state(config, data, program), program.devices)
+    for _ in range(steps):
+        state, metrics = program.advance(state, split, permutation)
+    return parallel.fetch(state, program.devices), metrics, program
+
+
+@pytest.mark.parametrize("method", ["ew", "cagrad"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        ModelConfig("mlp", {"features": (16,)}),
+        ModelConfig("lenet", {"kernels": (3, 3), "padding": "SAME", "features": 16}),
+        ModelConfig("resnet18", {"width": 2, "features": 0, "small_stem": True}),
+    ],
+    ids=lambda model: model.encoder,
+)
+def test_eight_devices_equal_one(tiny, model, method):
+    # sgd, because Adam's first steps turn rounding errors of tiny gradients into updates of full size.
+    config = tiny(model=model, method=MethodConfig(method), optimizer=OptimizerConfig("sgd", learning_rate=0.1))
+    one, one_metrics, _ = advanced(config, 2)
+    many, many_metrics, program = advanced(dataclasses.replace(config, devices=8), 2)
+    assert len(program.devices) == 8
+    for a, b in zip(
+        jax.tree.leaves((one.params, one.model_state)), jax.tree.leaves((many.params, many.model_state)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(1.0, float(np.abs(a).max())))
+    for task, loss in one_metrics["losses"].items():
+        np.testing.assert_allclose(many_metrics["losses"][task][0], loss, rtol=1e-5)
+
+
+def test_batch_statistics_change_only_by_training(tiny):
+    config = tiny(model=ModelConfig("resnet18", {"width": 2, "features": 0, "small_stem": True}))
+    before, _, _ = advanced(config, 1)
+    after, _, program = advanced(config, 2)
+    changed = [
+        np.any(a != b)
+        for a, b in zip(jax.tree.leaves(before.model_state), jax.tree.leaves(after.model_state), strict=True)
+    ]
+    assert all(changed)
+    inputs = load_data(config).splits["test"].inputs[:8]
+    _, unchanged = program.model.apply(after.params, after.model_state, inputs)
+    assert unchanged is after.model_state
+
+
+def test_cells_that_differ_in_numbers_share_one_compiled_step(tiny):
+    base = tiny(method=MethodConfig("cagrad", {"c": 0.4}))
+    data = load_data(base)
+    program = build_program(base, data)
+    results = []
+    for seed, rate, c in ((0, 1e-3, 0.4), (1, 1e-3, 0.4), (0, 1e-2, 0.4), (0, 1e-3, 0.9)):
+        optimizer = dataclasses.replace(base.optimizer, learning_rate=rate)
+        config = dataclasses.replace(base, seed=seed, optimizer=optimizer, method=MethodConfig("cagrad", {"c": c}))
+        assert structure(config) == structure(base)
+        split = parallel.place(data.splits["train"], program.devices)
+        state = parallel.place(init_state(config, data, program), program.devices)
+        for _ in range(3):
+            state, _ = program.advance(state, split, program.shuffle(data_key(config), 0))
+        own, _, _ = advanced(config, 3, data)
+        for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(own.params), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+        results.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)]))
+    assert program.advance._cache_size() == 1
+    assert all(np.abs(results[0] - other).max() > 1e-4 for other in results[1:])
+
+
+def test_structural_differences_do_not_share(tiny):
+    base = tiny()
+    for other in (
+        tiny(method=MethodConfig("mgda")),
+        tiny(optimizer=OptimizerConfig("sgd")),
+        tiny(batch_size=32),
+        tiny(tasks=("left",)),
+        tiny(method=MethodConfig("pcgrad", {"shuffle": False})),
+        tiny(method=MethodConfig("pcgrad", {"update_every": 2})),
+    ):
+        assert structure(other) != structure(base)
+
+
+def test_losses_and_heads_must_name_the_same_tasks(tiny):
+    data = load_data(tiny())
+    model = build_model(tiny(), data.select(["left"]).spec)
+    with pytest.raises(ValueError, match=r"losses are for \['left', 'right'\], but the model has heads for \['left'\]"):
+        make_step(model, data.tasks, mtl.ew())
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(tiny):
+    config = tiny(devices=8, batch_size=60)
+    with pytest.raises(ValueError, match="batch_size=60 is not divisible by 8 devices: use 56 or 64"):
+        build_program(config, load_data(config))
+    with pytest.raises(ValueError, match="devices=9, but there are 8"):
+        build_program(tiny(devices=9), load_data(config))
+
+
+def test_a_batch_larger_than_the_data_is_refused(tiny):
+    config = tiny(batch_size=1000)
+    with pytest.raises(ValueError, match="1000 is larger than the data, 512 examples"):
+        build_program(config, load_data(config))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": MethodConfig("cagard")}, "unknown method 'cagard': did you mean 'cagrad'"),
+        ({"method": MethodConfig("cagrad", {"C": 1.0})}, "unknown hyperparameter of cagrad 'C': did you mean 'c'"),
+        ({"method": MethodConfig("cagrad", {"c": -1.0})}, "cagrad: c must be >= 0, got -1.0"),
+        ({"optimizer": OptimizerConfig("adem")}, "unknown optimizer 'adem': did you mean 'adam'"),
+        (
+            {"optimizer": OptimizerConfig("sgd", options={"momentun": 0.9})},
+            "option of optimizer sgd 'momentun'.*'momentum'",
+        ),
+        ({"model": ModelConfig("lennet")}, "unknown encoder 'lennet': did you mean 'lenet'"),
+        ({"model": ModelConfig("mlp", {"feature": (3,)})}, "option of encoder mlp 'feature': did you mean 'features'"),
+        ({"model": ModelConfig("lenet")}, "image has shrunk to 4 x 4|image has shrunk|smaller kernels"),
+    ],
+)
+def test_unknown_names_and_bad_values_are_one_clear_sentence(tiny, changes, message):
+    config = tiny(**changes)
+    data = load_data(config)
+    with pytest.raises(ValueError, match=message):
+        init_state(config, data, build_program(config, data))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step"])
+def test_schedules_end_lower_than_they_begin(tiny, schedule):
+    """With sgd on a frozen batch the size of an update is the learning rate's."""
+    from mtljax.training.optimizers import transformation
+
+    config = OptimizerConfig("sgd", learning_rate=0.5, schedule=schedule, warmup_steps=2)
+    tx = transformation(MethodConfig("ew"), config, num_tasks=1, total_steps=18, seed=0)
+    params = np.zeros(1, np.float32)
+    state, sizes = tx.init(params), []
+    for _ in range(18):
+        update, state = tx.update(np.ones((1, 1), np.float32), state, params)
+        sizes.append(-float(update[0]))
+    assert sizes[0] == 0.0
+    assert sizes[2] == pytest.approx(0.5)
+    assert sizes[-1] < 0.15
