@@ -21,9 +21,9 @@ def cagrad(
     c = 0 is the mean; c ≥ 1 never conflicts with a task. Cost: K backward passes and one K x K problem.
 
     At a Pareto-stationary point g_w may be 0 and its direction undefined; d is then read off the solver's dual
-    variables and is still the best worst case in the ball (0 for c ≥ 1). If all gradients are zero, d = 0. Tasks with a zero gradient
-    count in the mean but not in the minimum. The scale is the paper's; the official code divides by 1 + c² by default
-    (its toy by 1 + c) and multiplies by K.
+    variables and is still the best worst case in the ball (0 for c ≥ 1). If all gradients are zero, d = 0. Tasks with
+    a zero gradient count in the mean but not in the minimum. The scale is the paper's; the official code divides by
+    1 + c² by default (its toy by 1 + c) and multiplies by K.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[1.0, 0.0], [0.0, 1.0]])
