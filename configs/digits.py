@@ -16,10 +16,10 @@ def get_config() -> StudyConfig:
         "and does any beat the plain sum of the losses?",
         base=TrainConfig(
             name="digits",
-            data=DataConfig("digits"),
-            model=ModelConfig("lenet", {"kernels": (3, 3), "padding": "SAME"}),
+            data=DataConfig("digits", {"num_train": 6000}),
+            model=ModelConfig("lenet", {"channels": (16, 32), "kernels": (3, 3), "padding": "SAME", "features": 64}),
             batch_size=128,
-            epochs=8,
+            epochs=6,
         ),
         methods=tuple(MethodConfig(name) for name in ("ew", "pcgrad", "mgda", "cagrad")),
         optimizers=(
