@@ -17,26 +17,28 @@ class ResNet18(nn.Module):
     units as in the Multi-MNIST runs of FS-MTL (arXiv:2211.13723).
 
     Attributes:
-      width: channels of the first stage; the stages have width, 2, 4 and 8 times as many.
+      width: channels of the first stage; each further stage has twice as many at half the resolution.
+      blocks: residual blocks of each stage.
       features: units of the dense layer after global average pooling, the size of the representation; 0 for none.
       small_stem: a 3 x 3 convolution of stride 1 without pooling instead, for images of about 32 x 32.
       axis_name: axis over which batch statistics are averaged in pmap or shard_map.
     """
 
     width: int = 64
+    blocks: tuple[int, ...] = (2, 2, 2, 2)
     features: int = 100
     small_stem: bool = False
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
-        """Maps images (B, H, W, C) to a representation (B, features), or (B, 8 width) with `features=0`."""
+        """Maps images (B, H, W, C) to a representation (B, features); with `features=0` as many as the last stage has channels."""
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, axis_name=self.axis_name)
         conv = partial(nn.Conv, use_bias=False, padding="SAME")
         kernel, stride = ((3, 3), (1, 1)) if self.small_stem else ((7, 7), (2, 2))
         x = nn.relu(norm()(conv(self.width, kernel, strides=stride)(inputs)))
         x = x if self.small_stem else max_pool_3x3_stride_2(x)
-        for stage, blocks in enumerate((2, 2, 2, 2)):
+        for stage, blocks in enumerate(self.blocks):
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 x = _ResidualBlock(self.width * 2**stage, stride, conv, norm)(x)

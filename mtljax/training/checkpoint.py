@@ -6,7 +6,9 @@ since the one before.
 """
 
 import contextlib
+import errno
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +19,7 @@ from mtljax.training.state import TrainState
 
 PyTree = Any
 Warn = Callable[[str], None]
+_OVERHEAD = 1_000_000  # bytes for a checkpoint's metadata and half-written files
 
 
 class Checkpoints(NamedTuple):
@@ -31,8 +34,8 @@ def open_checkpoints(workdir: Path, warn: Warn, *, create: bool = True) -> Check
     """Opens (and unless `create=False` makes) the checkpoint directories of a run."""
     import orbax.checkpoint as ocp
 
-    # Orbax reports every save as a warning or info on this logger; failures are reported here instead.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax logs every save and the tracebacks of failed ones here; what a user needs of it goes to `warn`.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
     def manager(name: str) -> Any:
         options = ocp.CheckpointManagerOptions(
@@ -130,10 +133,19 @@ def _save(manager: Any, step: int, items: dict[str, PyTree], warn: Warn) -> None
     with _warning(warn, f"the checkpoint of step {step} could not be saved"):
         manager.wait_until_finished()  # surfaces the failure of the save before
     with _warning(warn, f"the checkpoint of step {step} could not be saved"):
+        _require_space(Path(manager.directory), items)
         if step in manager.all_steps():  # written before a kill that lost its log record
             manager.delete(step)
         saved = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         manager.save(step, args=ocp.args.Composite(**saved), force=True)
+
+
+def _require_space(directory: Path, items: dict[str, PyTree]) -> None:
+    """Fails early on a full disk: a save that fails half-way leaves orbax printing tracebacks of its own."""
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(items)) + _OVERHEAD
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"{free / 1e6:.1f} MB free, {needed / 1e6:.1f} MB needed")
 
 
 def _restore_newest(

@@ -31,7 +31,7 @@ def advanced(config, steps, data=None):
     [
         ModelConfig("mlp", {"features": (16,)}),
         ModelConfig("lenet", {"kernels": (3, 3), "padding": "SAME", "features": 16}),
-        ModelConfig("resnet18", {"width": 2, "features": 0, "small_stem": True}),
+        ModelConfig("resnet18", {"width": 2, "blocks": (1,), "features": 8, "small_stem": True}),
     ],
     ids=lambda model: model.encoder,
 )
@@ -50,7 +50,7 @@ def test_eight_devices_equal_one(tiny, model, method):
 
 
 def test_batch_statistics_change_only_by_training(tiny):
-    config = tiny(model=ModelConfig("resnet18", {"width": 2, "features": 0, "small_stem": True}))
+    config = tiny(model=ModelConfig("resnet18", {"width": 2, "blocks": (1,), "features": 8, "small_stem": True}))
     before, _, _ = advanced(config, 1)
     after, _, program = advanced(config, 2)
     changed = [
