@@ -32,7 +32,7 @@ class ResNet18(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
-        """Maps images (B, H, W, C) to a representation (B, features); with `features=0` as many as the last stage has channels."""
+        """Maps images (B, H, W, C) to a representation (B, features), with `features=0` (B, channels)."""
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, axis_name=self.axis_name)
         conv = partial(nn.Conv, use_bias=False, padding="SAME")
         kernel, stride = ((3, 3), (1, 1)) if self.small_stem else ((7, 7), (2, 2))

@@ -224,6 +224,8 @@ def test_a_failing_save_costs_a_warning_and_the_previous_checkpoint_stays(tiny, 
     assert {path.name for path in (tmp_path / "checkpoints" / "last").iterdir() if path.name.isdigit()} == {"8", "24"}
 
 
+# A save under way when the disk fills up leaves orbax with coroutines that nobody awaits.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="mounting a small disk needs root")
 def test_a_disk_that_is_really_full_leaves_a_usable_run(tiny, tmp_path):
     disk = tmp_path / "disk"
