@@ -101,7 +101,7 @@ def _ablate(options: argparse.Namespace, overrides: list[str]) -> int:
         return _INTERRUPTED["SIGINT"]
     report = write_report(directory)
     summary = summarize(records)
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=100)
     console.print(text_table(summary))
     console.print(verdict(summary), highlight=False)
     console.print(f"{len(records)} runs, {time.perf_counter() - start:.0f} s in this call", highlight=False)

@@ -26,7 +26,7 @@ def read_records(path: Path) -> list[Record]:
       The records in order.
     """
     records = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
@@ -38,7 +38,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Replaces a file in one step, so that a reader or a kill sees the old text or the new, never half."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -75,7 +75,7 @@ class RunLog:
             ]
         try:
             write_atomically(path, "".join(_line(record) for record in self.records))
-            self._file = path.open("a")
+            self._file = path.open("a", encoding="utf-8")
         except OSError as error:
             self._lost(error)
         if tensorboard:
