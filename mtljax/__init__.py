@@ -2,7 +2,7 @@
 
 from mtljax import data, methods, models, tasks
 from mtljax.gradients import Gramian, TaskGradients, task_gradients
-from mtljax.methods import cagrad, ew, mgda, pcgrad, scalarization, task_weights
+from mtljax.methods import cagrad, ew, mgda, pcgrad, per_task, scalarization, task_weights
 from mtljax.training import load
 
 __version__ = "0.1.0"
@@ -18,6 +18,7 @@ __all__ = [
     "mgda",
     "models",
     "pcgrad",
+    "per_task",
     "scalarization",
     "task_gradients",
     "task_weights",

@@ -2,11 +2,12 @@
 
 A method goes first in a chain: `optax.chain(mtl.cagrad(), optax.clip_by_global_norm(1.0), optax.adam(1e-3))`. Wrappers
 such as `optax.masked`, `optax.MultiSteps` or `optax.apply_if_finite` work on one gradient, so they go around what
-follows the method, never around or before it. `optax.inject_hyperparams` works around a method; give it
-`static_args=("num_tasks", "update_every")` when these are set. Every
-Gramian method takes `update_every=n`: it then solves every n updates and reuses the weights in between, where an update
-costs one backward pass. `update(..., solve=True)` or `solve=False` picks the branch when tracing, so that a host loop
-can compile both and choose; `solve=None` decides inside the program.
+follows the method, never around or before it: there, `per_task` applies a transformation to each task's gradient.
+`optax.inject_hyperparams` works around a method; when `num_tasks` or `update_every` are set, name them in its static_args.
+
+Every Gramian method takes `update_every=n`: it then solves every n updates and reuses the weights in between, where an
+update costs one backward pass. `update(..., solve=True)` or `solve=False` picks the branch when tracing, so that a host
+loop can compile both and choose; `solve=None` decides inside the program.
 
 This package imports `gradients` and `solvers`, and knows nothing of models, data or training.
 """
@@ -24,6 +25,7 @@ from mtljax.methods.cagrad import cagrad
 from mtljax.methods.ew import ew
 from mtljax.methods.mgda import mgda
 from mtljax.methods.pcgrad import pcgrad
+from mtljax.methods.per_task import per_task
 from mtljax.methods.scalarization import scalarization
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "mgda",
     "names",
     "pcgrad",
+    "per_task",
     "scalarization",
     "task_weights",
 ]

@@ -1,5 +1,6 @@
 """The training loop, top to bottom: step, log, evaluate on validation, keep the best, checkpoint, stop."""
 
+import collections
 import contextlib
 import math
 import signal
@@ -22,6 +23,7 @@ from mtljax.training.state import TrainState, restarted
 from mtljax.training.workdir import prepare
 
 PyTree = Any
+_RUN_AHEAD = 8  # steps dispatched but not done: enough to keep a device busy, few enough to stop at once when asked
 Metrics = dict[str, dict[str, float]]
 
 
@@ -43,8 +45,8 @@ class Result(NamedTuple):
     """What a run found.
 
     Attributes:
-      validation: metrics by task of the selected network on the validation split.
-      test: the same network on the test split.
+      validation: metrics by task of the selected network on the validation split; {} when interrupted.
+      test: the same network on the test split; {} when interrupted.
       best_step: the step it was selected at.
       steps: steps the run has made, those before a resume included.
       seconds_per_step: mean over this process's steps, compilation and evaluation left out; NaN when it made too few.
@@ -150,7 +152,7 @@ def _run(
     state = parallel.place(state, devices)
     key, permutation, epoch = data_key(config), None, -1
     start = time.perf_counter()
-    timer = _StepTimer()
+    timer, under_way = _StepTimer(), collections.deque()
     progress.start(step, total)
     stopped = _stops_early(config, log, program)
 
@@ -162,6 +164,9 @@ def _run(
             state, metrics = program.advance(state, split, permutation)
             step += 1
             timer.count(state)
+            under_way.append(metrics["losses"])
+            if len(under_way) > _RUN_AHEAD:
+                jax.block_until_ready(under_way.popleft())
             progress.step(step)
             evaluating = step % every == 0 or step == total
             if evaluating or step % config.log_every == 0:
@@ -193,9 +198,10 @@ def _run(
             ckpt.wait(checkpoints)
     if best is None:  # interrupted before the first evaluation
         best = _Best(-math.inf, step, *parallel.fetch((state.params, state.model_state), devices))
-    validation = evaluate(program, best.params, best.model_state, splits["validation"])
-    test = {} if interrupted else evaluate(program, best.params, best.model_state, splits["test"])
+    validation, test = {}, {}
     if not interrupted:
+        validation = evaluate(program, best.params, best.model_state, splits["validation"])
+        test = evaluate(program, best.params, best.model_state, splits["test"])
         log.write(_evaluation_record(program, "test", best.step, test, start))
     return Result(
         validation=validation,
