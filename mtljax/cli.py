@@ -1,7 +1,9 @@
 """The command line: mtljax train | evaluate | ablate | report | methods."""
 
 import argparse
+import logging
 import os
+import shlex
 import signal
 import sys
 import time
@@ -48,17 +50,17 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     from mtljax.training.progress import bar
 
     config = load_config(options.config)
-    config = config if isinstance(config, TrainConfig) else config.base
+    config = getattr(config, "base", config)  # of a study
+    if not isinstance(config, TrainConfig):
+        raise ValueError(f"{options.config} returns a {type(config).__name__}; mtljax train needs a TrainConfig")
     config = override(config, overrides)
     workdir = Path(options.workdir or f"runs/{config.name}-{config.method.name}-seed{config.seed}")
     with bar(f"{config.name} {config.method.name}") as progress:
         result = train(config, workdir=workdir, resume=options.resume, progress=progress)
     if result.interrupted:
-        again = " ".join(["mtljax train", str(options.config), f"--workdir {workdir}", "--resume", *overrides])
-        what = (
-            f"saved step {result.steps} in {workdir}" if config.checkpoints else f"nothing saved at step {result.steps}"
-        )
-        print(f"{result.interrupted}: {what}; continue with: {again}", file=sys.stderr)
+        again = shlex.join(["mtljax", "train", options.config, "--workdir", str(workdir), "--resume", *overrides])
+        how = f"continue with: {again}" if config.checkpoints else "it kept no checkpoints"
+        print(f"{result.interrupted}: stopped at step {result.steps} of {workdir}; {how}", file=sys.stderr)
         return _INTERRUPTED[result.interrupted]
     console = Console()
     console.print(_metrics_table({"validation": result.validation, "test": result.test}))
@@ -81,8 +83,9 @@ def _evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _ablate(options: argparse.Namespace, overrides: list[str]) -> int:
-    from mtljax.ablation import StudyConfig, run_study, write_report
+    from mtljax.ablation import StudyConfig, StudyInterruptedError, run_study, write_report
     from mtljax.ablation.progress import study_bar
+    from mtljax.ablation.report import read_cells
     from mtljax.ablation.statistics import summarize, text_table, verdict
     from mtljax.training.config import load_config, override
 
@@ -91,22 +94,28 @@ def _ablate(options: argparse.Namespace, overrides: list[str]) -> int:
         raise ValueError(f"{options.config} returns a {type(study).__name__}; mtljax ablate needs a StudyConfig")
     study = override(study, overrides)
     directory = Path(options.workdir or f"runs/{study.name}")
-    command = " ".join(["mtljax ablate", str(options.config), *overrides])
+    where = ["--workdir", str(directory)] if options.workdir else []
+    command = shlex.join(["mtljax", "ablate", options.config, *where, *overrides])
     start = time.perf_counter()
     try:
         with study_bar() as progress:
-            records = run_study(study, directory, command=command, progress=progress)
-    except KeyboardInterrupt:
-        print(f"interrupted: finished cells are kept in {directory}; continue with: {command}", file=sys.stderr)
-        return _INTERRUPTED["SIGINT"]
+            run_study(study, directory, command=command, progress=progress)
+    except StudyInterruptedError as interrupted:
+        print(f"{interrupted}: finished runs are kept in {directory}; continue with: {command}", file=sys.stderr)
+        return _INTERRUPTED[str(interrupted)]
     report = write_report(directory)
-    summary = summarize(records)
+    records, _ = read_cells(directory)
+    summary = summarize(records, command=command)
     console = Console() if sys.stdout.isatty() else Console(width=100)
     console.print(text_table(summary))
     console.print(verdict(summary), highlight=False)
+    failed = sum(record["status"] != "finished" for record in records)
+    if failed:
+        again = f"delete their files in {directory / 'cells'} to run them again"
+        console.print(f"{failed} runs failed and are kept as such; {again}", highlight=False, soft_wrap=True)
     console.print(f"{len(records)} runs, {time.perf_counter() - start:.0f} s in this call", highlight=False)
     console.print(f"report:      {report}\nraw results: {directory / 'results.csv'}", highlight=False, soft_wrap=True)
-    return 0
+    return 1 if failed else 0
 
 
 def _report(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -187,11 +196,13 @@ def _parser() -> argparse.ArgumentParser:
 def _metrics_table(splits: dict[str, dict[str, dict[str, float]]]) -> Table:
     table = Table()
     table.add_column("task")
-    columns = [(split, metric) for split, tasks in splits.items() for metric in next(iter(tasks.values()))]
+    found = ((split, m) for split, tasks in splits.items() for values in tasks.values() for m in values)
+    columns = list(dict.fromkeys(found))
     for split, metric in columns:
         table.add_column(f"{split} {metric}", justify="right")
     for task in next(iter(splits.values())):
-        table.add_row(task, *(f"{splits[split][task][metric]:.4f}" for split, metric in columns))
+        values = (splits[split][task].get(metric) for split, metric in columns)
+        table.add_row(task, *("–" if value is None else f"{value:.4f}" for value in values))
     return table
 
 
@@ -201,8 +212,9 @@ def _fail(message: object, status: int) -> int:
 
 
 def _quiet_backends() -> None:
-    """Keeps C++ startup chatter of jax and its dependencies out of the output."""
+    """Keeps chatter of jax's backends out of the output, and orbax's tracebacks of failed saves, which we report."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 if __name__ == "__main__":

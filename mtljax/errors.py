@@ -1,9 +1,48 @@
 """Errors that teach: one sentence that says what was wrong and what to write instead."""
 
 import difflib
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 _MAX_LISTED = 20
+
+
+def check_options(
+    what: str, options: Mapping[str, Any], build: Callable[..., Any], exclude: Iterable[str] = ()
+) -> None:
+    """Checks keyword arguments before a call, so that a wrong one is one sentence and not a traceback from inside.
+
+    Args:
+      what: What is built, in words: `"method cagrad"`.
+      options: The keyword arguments.
+      build: The function or class they are for. A value must have the type of its parameter's default: bool, string,
+        number (an integer where the default is one) or sequence; where the default is None or missing, anything goes.
+      exclude: Parameters that are set elsewhere.
+
+    Raises:
+      ValueError: On an unknown name, naming the nearest valid one, or a value of the wrong type.
+    """
+    parameters = {name: p for name, p in inspect.signature(build).parameters.items() if name not in set(exclude)}
+    for name, value in options.items():
+        if name not in parameters:
+            raise unknown(f"option of {what}", name, parameters)
+        default = parameters[name].default
+        expected = next((words for kinds, words, _ in _KINDS if isinstance(default, kinds)), None)
+        accepted = next((accepts for kinds, _, accepts in _KINDS if isinstance(default, kinds)), object)
+        wrong_bool = isinstance(value, bool) and not isinstance(default, bool)
+        numeric_array = isinstance(default, (int, float)) and hasattr(value, "dtype")  # traced, say
+        if expected and not numeric_array and (wrong_bool or not isinstance(value, accepted)):
+            raise ValueError(f"option {name} of {what} must be {expected}, got {value!r}")
+
+
+_KINDS: tuple[tuple[type | tuple[type, ...], str, type | tuple[type, ...]], ...] = (
+    (bool, "true or false", bool),
+    (int, "an integer", int),
+    (float, "a number", (int, float)),
+    (str, "a string", str),
+    ((tuple, list), "a sequence, such as (64, 32)", (tuple, list)),
+)
 
 
 def unknown(what: str, name: object, valid: Iterable[str]) -> ValueError:

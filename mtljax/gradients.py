@@ -203,6 +203,10 @@ class TaskGradients:
         source = self._source("losses_at")
         return dict(zip(source.tasks, source.losses_at(params), strict=True))
 
+    def with_losses(self, losses: jax.Array) -> "TaskGradients":
+        """The same gradients with other (K,) losses beside them."""
+        return self._with_jacobian(self._jacobian, losses)
+
     def _source(self, caller: str) -> "_Pullbacks":
         if self._pullbacks is None:
             raise ValueError(
@@ -211,7 +215,7 @@ class TaskGradients:
             )
         return self._pullbacks
 
-    def _with_jacobian(self, jacobian: PyTree, losses: jax.Array | None) -> "TaskGradients":
+    def _with_jacobian(self, jacobian: PyTree | None, losses: jax.Array | None) -> "TaskGradients":
         return TaskGradients(
             tasks=self.tasks,
             losses=losses,
@@ -330,10 +334,11 @@ def task_gradients(
         names = _checked_names(losses)
         return tuple(jnp.asarray(losses[name]) for name in names), aux
 
-    leaf_tasks = _leaf_tasks(lambda p: flat_losses(p)[0], params)
-    mask = _shared_mask(shared, params, leaf_tasks, len(names))
+    _check_floating(params)
     params = _varying(params, axis_name)
     values, linear, aux = jax.linearize(flat_losses, params, has_aux=True)
+    leaf_tasks = _leaf_tasks(linear, params)
+    mask = _shared_mask(shared, params, leaf_tasks, len(names))
     pullbacks = _Pullbacks(
         losses_fn=lambda p: flat_losses(p)[0],
         linear=linear,
@@ -434,16 +439,23 @@ def _checked_names(losses: Any) -> tuple[str, ...]:
     return tuple(sorted(losses))
 
 
-def _leaf_tasks(losses_fn: Callable[[PyTree], tuple[jax.Array, ...]], params: PyTree) -> list[tuple[int, ...]]:
-    """For each leaf of params, the indices of the losses whose value depends on it."""
-    paths = jax.tree_util.tree_flatten_with_path(params)[0]
-    for path, leaf in paths:
+def _check_floating(params: PyTree) -> None:
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(
                 f"parameter {jax.tree_util.keystr(path)} has dtype {jnp.result_type(leaf)}, expected floating point: "
                 "keep counters and other integers out of params"
             )
-    jaxpr = jax.make_jaxpr(losses_fn)(params).jaxpr
+
+
+def _leaf_tasks(linear: Callable[[PyTree], tuple[jax.Array, ...]], params: PyTree) -> list[tuple[int, ...]]:
+    """For each leaf of params, the indices of the losses with a gradient there.
+
+    Read off the linearized losses: they hold no side effects (a jax.debug.print of a head's output is no dependence),
+    and nothing behind stop_gradient.
+    """
+    paths = jax.tree_util.tree_flatten_with_path(params)[0]
+    jaxpr = jax.make_jaxpr(linear)(params).jaxpr
     num_tasks = len(jaxpr.outvars)
     used = [partial_eval.dce_jaxpr(jaxpr, [j == k for j in range(num_tasks)])[1] for k in range(num_tasks)]
     leaf_tasks = [tuple(k for k in range(num_tasks) if used[k][i]) for i in range(len(paths))]

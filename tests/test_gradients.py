@@ -129,6 +129,36 @@ def test_shared_parameters_are_found_from_the_computation(wrap):
     assert_close(grads.jacobian(), reference_jacobian(params_of(), batch_of()))
 
 
+def test_side_effects_and_stop_gradient_make_no_parameter_shared():
+    def printing(p, x):
+        jax.debug.callback(lambda *_: None, p["heads"]["a"]["w"])
+        losses = losses_fn(p, x)
+        z = jax.lax.stop_gradient(encode(p["shared"], x))
+        return losses | {"c": jnp.mean((z @ p["heads"]["a"]["w"]) ** 2)}
+
+    _, grads = mtl.task_gradients(jax.jit(printing), params_of(), batch_of())
+    assert grads.shared["shared"] == {"conv": True, "w": True}
+    assert grads.shared["heads"] == {"a": {"w": True}, "b": {"w": False}}
+    assert float(jnp.abs(grads.jacobian()["shared"]["w"][2]).max()) == 0.0
+
+
+def test_custom_derivatives_are_followed():
+    @jax.custom_vjp
+    def clipped(x):
+        return x
+
+    clipped.defvjp(lambda x: (x, None), lambda _, g: (jnp.clip(g, -1e-3, 1e-3),))
+
+    def clipping(p, x):
+        return {"a": jnp.sum(clipped(p["w"]) * x), "b": jnp.sum(p["w"] ** 2) + p["b"]}
+
+    params = {"w": jnp.ones(3), "b": jnp.ones(())}
+    for mode in MODES:
+        _, grads = mtl.task_gradients(clipping, params, jnp.array([5.0, -5.0, 0.0]), mode=mode)
+        assert grads.shared == {"w": True, "b": False}
+        np.testing.assert_allclose(grads.jacobian()["w"], [[1e-3, -1e-3, 0.0], [2.0, 2.0, 2.0]], rtol=1e-6)
+
+
 def test_with_one_task_every_used_parameter_is_shared():
     _, grads = mtl.task_gradients(lambda p: {"only": jnp.sum(p["x"] ** 2)}, {"x": jnp.ones(2)})
     assert grads.shared == {"x": True}

@@ -6,6 +6,6 @@ show them.
 """
 
 from mtljax.ablation.report import write_report
-from mtljax.ablation.study import StudyConfig, run_study
+from mtljax.ablation.study import StudyConfig, StudyInterruptedError, run_study
 
-__all__ = ["StudyConfig", "run_study", "write_report"]
+__all__ = ["StudyConfig", "StudyInterruptedError", "run_study", "write_report"]

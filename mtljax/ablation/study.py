@@ -53,6 +53,10 @@ class StudyConfig:
                 raise ValueError(f"the study {self.name!r} is empty: {axis} lists nothing")
 
 
+class StudyInterruptedError(RuntimeError):
+    """A signal ended a study; the message is the signal's name."""
+
+
 class Cell(NamedTuple):
     """One run of a study.
 
@@ -121,7 +125,7 @@ def run_study(
 
     Raises:
       ValueError: if the directory holds cells of another study, or on a bad config.
-      KeyboardInterrupt: on SIGTERM or Ctrl-C; finished cells are kept.
+      StudyInterruptedError: on SIGTERM or Ctrl-C; finished cells are kept.
     """
     progress = progress or StudyProgress()
     directory = Path(directory)
@@ -190,7 +194,7 @@ def _run(cell: Cell, data: MultiTaskData, programs: dict[str, Program], progress
     except NonFiniteLossError as error:
         return record | {"status": "failed", "reason": str(error), "seconds": time.perf_counter() - start}
     if result.interrupted:
-        raise KeyboardInterrupt
+        raise StudyInterruptedError(result.interrupted)
     seconds = result.seconds_per_step
     return record | {
         "status": "finished",

@@ -3,7 +3,7 @@
 A method goes first in a chain: `optax.chain(mtl.cagrad(), optax.clip_by_global_norm(1.0), optax.adam(1e-3))`. Wrappers
 such as `optax.masked`, `optax.MultiSteps` or `optax.apply_if_finite` work on one gradient, so they go around what
 follows the method, never around or before it: there, `per_task` applies a transformation to each task's gradient.
-`optax.inject_hyperparams` works around a method; when `num_tasks` or `update_every` are set, name them in its static_args.
+`optax.inject_hyperparams` works around a method; name `num_tasks` and `update_every`, if set, in its `static_args`.
 
 Every Gramian method takes `update_every=n`: it then solves every n updates and reuses the weights in between, where an
 update costs one backward pass. `update(..., solve=True)` or `solve=False` picks the branch when tracing, so that a host
@@ -12,14 +12,13 @@ loop can compile both and choose; `solve=None` decides inside the program.
 This package imports `gradients` and `solvers`, and knows nothing of models, data or training.
 """
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import optax
 
-from mtljax.errors import unknown
+from mtljax.errors import check_options, unknown
 from mtljax.methods._base import MethodState, task_weights
 from mtljax.methods.cagrad import cagrad
 from mtljax.methods.ew import ew
@@ -98,6 +97,9 @@ def describe(name: str) -> Method:
 def create(name: str, num_tasks: int | None = None, **hyperparameters: Any) -> optax.GradientTransformationExtraArgs:
     """Builds a method by name.
 
+    Whatever it is, optax wrappers of one gradient (`masked`, `MultiSteps`, `apply_if_finite`, clipping) go around what
+    follows it in the chain; around or before it they cannot work, use `per_task` there.
+
     >>> import mtljax as mtl
     >>> tx = mtl.methods.create("cagrad", num_tasks=2, c=0.5)
 
@@ -113,8 +115,5 @@ def create(name: str, num_tasks: int | None = None, **hyperparameters: Any) -> o
       ValueError: on an unknown method or hyperparameter, naming the nearest valid one, and on invalid values.
     """
     method = describe(name)
-    accepted = [parameter for parameter in inspect.signature(method.build).parameters if parameter != "num_tasks"]
-    for key in hyperparameters:
-        if key not in accepted:
-            raise unknown(f"hyperparameter of {name}", key, accepted)
+    check_options(f"method {name}", hyperparameters, method.build, exclude=("num_tasks",))
     return method.build(num_tasks=num_tasks, **hyperparameters)

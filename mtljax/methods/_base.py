@@ -143,17 +143,15 @@ def as_task_gradients(updates: Any, params: PyTree | None, losses: Any) -> TaskG
     Args:
       updates: `TaskGradients`; or a Jacobian pytree like params with leading task axes; or a dict of gradients by task.
       params: the parameters, used to tell the last two apart.
-      losses: dict or (K,) array of losses, or None.
+      losses: dict or (K,) array of losses, which take the place of those in `updates`, or None to keep them.
 
     Returns:
       The gradients, with the losses attached.
     """
     if isinstance(updates, TaskGradients):
-        if losses is None or updates.losses is not None:
+        if losses is None:
             return updates
-        return TaskGradients.from_jacobian(
-            updates.jacobian(), loss_vector(losses, updates.tasks, updates.num_tasks), updates.shared
-        )
+        return updates.with_losses(loss_vector(losses, updates.tasks, updates.num_tasks))
     if params is not None and jax.tree.structure(updates) != jax.tree.structure(params):
         structure = jax.tree.structure(params)
         if not (isinstance(updates, dict) and all(jax.tree.structure(g) == structure for g in updates.values())):

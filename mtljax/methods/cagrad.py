@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import Gramian
@@ -44,7 +45,7 @@ def cagrad(
     Raises:
       ValueError: if c is negative or `rescale` unknown.
     """
-    check(lambda: bool(c >= 0), c, "cagrad: c must be >= 0")
+    check(lambda: bool(0 <= c < jnp.inf), c, "cagrad: c must be >= 0 and finite")
     check_choice("cagrad", "rescale", rescale, RESCALES)
 
     def weigh(memory: Any, *, gramian: Gramian, **_: Any) -> Any:

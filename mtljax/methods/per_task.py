@@ -34,8 +34,10 @@ def per_task(transformation: optax.GradientTransformation, num_tasks: int) -> op
       axis on every leaf.
 
     Raises:
-      ValueError: on update, if the gradients are of another number of tasks.
+      ValueError: if `num_tasks` is not positive; on update, if the gradients are of another number of tasks.
     """
+    if num_tasks < 1:
+        raise ValueError(f"per_task: num_tasks must be at least 1, got {num_tasks}")
     inner = optax.with_extra_args_support(transformation)
 
     def init_fn(params: PyTree) -> Any:
@@ -44,11 +46,10 @@ def per_task(transformation: optax.GradientTransformation, num_tasks: int) -> op
     def update_fn(
         updates: Any, state: Any, params: PyTree | None = None, *, losses: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
-        del extra_args
         grads = as_task_gradients(updates, params, losses).materialize()
         if grads.num_tasks != num_tasks:
             raise ValueError(f"per_task: built with num_tasks={num_tasks}, but got the gradients of {grads.num_tasks}")
-        changed, state = jax.vmap(lambda g, s: inner.update(g, s, params))(grads.jacobian(), state)
+        changed, state = jax.vmap(lambda g, s: inner.update(g, s, params, **extra_args))(grads.jacobian(), state)
         return (grads.map(lambda _: changed) if isinstance(updates, TaskGradients) else changed), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

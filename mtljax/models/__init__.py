@@ -4,13 +4,12 @@ Imports jax, flax.linen and the standard library; knows nothing of data or train
 `{"shared": ..., "heads": {task: ...}}`.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
 
-from mtljax.errors import unknown
+from mtljax.errors import check_options, unknown
 from mtljax.models.lenet import LeNet
 from mtljax.models.mlp import MLP
 from mtljax.models.multi_task import MultiTaskModel
@@ -41,8 +40,5 @@ def encoder(name: str, **options: Any) -> nn.Module:
     """
     if name not in _ENCODERS:
         raise unknown("encoder", name, _ENCODERS)
-    fields = [field for field in inspect.signature(_ENCODERS[name]).parameters if field not in ("name", "parent")]
-    for key in options:
-        if key not in fields:
-            raise unknown(f"option of encoder {name}", key, fields)
+    check_options(f"encoder {name}", options, _ENCODERS[name], exclude=("name", "parent"))
     return _ENCODERS[name](**options)

@@ -7,7 +7,6 @@ since the one before.
 
 import contextlib
 import errno
-import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,9 +32,6 @@ class Checkpoints(NamedTuple):
 def open_checkpoints(workdir: Path, warn: Warn, *, create: bool = True) -> Checkpoints:
     """Opens (and unless `create=False` makes) the checkpoint directories of a run."""
     import orbax.checkpoint as ocp
-
-    # Orbax logs every save and the tracebacks of failed ones here; what a user needs of it goes to `warn`.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
     def manager(name: str) -> Any:
         options = ocp.CheckpointManagerOptions(
@@ -70,13 +66,13 @@ def restore_last(checkpoints: Checkpoints, like: TrainState) -> TrainState | Non
     Raises:
       ValueError: if there are checkpoints and none is readable.
     """
-    found = _restore_newest(checkpoints, checkpoints.last, "state", like._asdict())
-    if found is None:
+    tree = _restore_newest(checkpoints, checkpoints.last, "state", like._asdict())
+    if tree is None:
         return None
-    step, tree = found
-    for newer in [s for s in checkpoints.last.all_steps() if s > step]:
-        # Unreadable, and the run is about to write a checkpoint of that step again.
-        checkpoints.last.delete(newer)
+    for manager in (checkpoints.last, checkpoints.best):
+        for newer in [step for step in manager.all_steps() if step > int(tree["step"])]:
+            # Unreadable or from after this state: the run is about to get there again.
+            manager.delete(newer)
     return TrainState(**tree)
 
 
@@ -92,16 +88,24 @@ def restore_best(
       step: the step it must be of; None for the newest readable one.
 
     Returns:
-      `(params, model_state)`, or None when there is none.
+      `(params, model_state)`, or None when there is none, or that of the step is unreadable.
 
     Raises:
-      ValueError: if there are checkpoints and none is readable.
+      ValueError: if there are checkpoints and, with `step=None`, none is readable.
     """
-    if step is not None and step not in checkpoints.best.all_steps():
-        return None
     network = {"params": like, "model_state": model_state}
-    found = _restore_newest(checkpoints, checkpoints.best, "network", network, step)
-    return None if found is None else (found[1]["params"], found[1]["model_state"])
+    if step is None:
+        found = _restore_newest(checkpoints, checkpoints.best, "network", network)
+    else:
+        found = (
+            _restore(checkpoints, checkpoints.best, "network", network, step) if has_best(checkpoints, step) else None
+        )
+    return None if found is None else (found["params"], found["model_state"])
+
+
+def has_best(checkpoints: Checkpoints, step: int) -> bool:
+    """Whether the best network of that step is on disk."""
+    return step in checkpoints.best.all_steps()
 
 
 def wait(checkpoints: Checkpoints) -> None:
@@ -148,28 +152,32 @@ def _require_space(directory: Path, items: dict[str, PyTree]) -> None:
         raise OSError(errno.ENOSPC, f"{free / 1e6:.1f} MB free, {needed / 1e6:.1f} MB needed")
 
 
-def _restore_newest(
-    checkpoints: Checkpoints, manager: Any, item: str, like: PyTree, step: int | None = None
-) -> tuple[int, PyTree] | None:
-    import orbax.checkpoint as ocp
-
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
-    steps = [step] if step is not None else sorted(manager.all_steps(), reverse=True)
-    for candidate in steps:
-        try:
-            restored = manager.restore(candidate, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)}))
-            return candidate, restored[item]
-        except Exception as error:  # damaged files surface as many types
-            checkpoints.warn(
-                f"the checkpoint of step {candidate} is unreadable ({_first_line(error)}), trying the one before"
-            )
+def _restore_newest(checkpoints: Checkpoints, manager: Any, item: str, like: PyTree) -> PyTree | None:
+    steps = sorted(manager.all_steps(), reverse=True)
+    for step in steps:
+        tree = _restore(checkpoints, manager, item, like, step)
+        if tree is not None:
+            return tree
     if steps:
         raise ValueError(
             f"no readable checkpoint in {manager.directory}: they are damaged or of another model; "
             "start again in a new --workdir"
         )
     return None
+
+
+def _restore(checkpoints: Checkpoints, manager: Any, item: str, like: PyTree, step: int) -> PyTree | None:
+    import orbax.checkpoint as ocp
+
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
+    try:
+        return manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)}))[item]
+    except Exception as error:  # damaged files surface as many types
+        checkpoints.warn(
+            f"the checkpoint of step {step} is unreadable ({_first_line(error)}), falling back to one before"
+        )
+        return None
 
 
 def _first_line(error: Exception) -> str:

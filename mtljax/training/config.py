@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -75,6 +76,15 @@ class OptimizerConfig:
     warmup_steps: int = 0
     clip_norm: float | None = None
 
+    def __post_init__(self) -> None:
+        """Checks ranges; names are checked where they are looked up."""
+        if not 0 <= self.learning_rate < math.inf:
+            raise ValueError(f"optimizer.learning_rate must be at least 0 and finite, got {self.learning_rate}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"optimizer.warmup_steps must be at least 0, got {self.warmup_steps}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"optimizer.clip_norm must be positive or None, got {self.clip_norm}")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -121,6 +131,8 @@ class TrainConfig:
         for name, least in (("batch_size", 1), ("epochs", 1), ("log_every", 1), ("evaluate_every", 0), ("devices", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks lists a task twice: {', '.join(self.tasks)}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience must be at least 1 or None, got {self.patience}")
 
@@ -192,7 +204,10 @@ def load_config(path: str | Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     get_config = getattr(module, "get_config", None)
-    config = get_config() if callable(get_config) else None
+    try:
+        config = get_config() if callable(get_config) else None
+    except TypeError as error:  # a misspelt or mistyped field
+        raise ValueError(f"{path}: get_config() failed: {error}") from error
     if not dataclasses.is_dataclass(config):
         raise ValueError(f"{path} must define get_config() returning a TrainConfig or a StudyConfig, got {config!r}")
     return config

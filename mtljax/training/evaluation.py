@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import jax
+
 from mtljax.training.loop import load_data
-from mtljax.training.program import build_program, evaluate
+from mtljax.training.program import build_evaluation, evaluate
 from mtljax.training.workdir import load
 
 
@@ -21,5 +23,5 @@ def evaluate_run(workdir: str | Path, split: str = "test") -> dict[str, dict[str
       ValueError: if the directory holds no run or no readable checkpoint.
     """
     run = load(workdir)
-    data = load_data(run.config)
-    return evaluate(build_program(run.config, data), run.params, run.model_state, data.splits[split])
+    examples = jax.device_put(load_data(run.config).splits[split])
+    return evaluate(build_evaluation(run.model, run.tasks), run.params, run.model_state, examples)

@@ -28,9 +28,11 @@ def read_records(path: Path) -> list[Record]:
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
             break
+        if isinstance(record, dict) and {"step", "split"} <= record.keys():
+            records.append(record)
     return records
 
 

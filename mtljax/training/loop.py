@@ -114,13 +114,13 @@ def train(
     data = load_data(config) if data is None else data
     program = build_program(config, data) if program is None else program
     directory = None if workdir is None else Path(workdir)
+    state = init_state(config, data, program)
     if directory is not None:
         prepare(directory, config, data.spec, resume=resume)
     checkpoints = None
     if directory is not None and config.checkpoints:
         checkpoints = ckpt.open_checkpoints(directory, progress.line)
     try:
-        state = init_state(config, data, program)
         restored = ckpt.restore_last(checkpoints, state) if checkpoints is not None and resume else None
         if resume and restored is None:
             progress.line("no checkpoint yet: starting from the beginning")
@@ -176,10 +176,10 @@ def _run(
                 state = state._replace(monitor=restarted(state.monitor))
             if evaluating:
                 params, model_state = parallel.fetch((state.params, state.model_state), devices)
-                found = evaluate(program, params, model_state, splits["validation"])
+                found = evaluate(program.evaluation, params, model_state, splits["validation"])
                 log.write(_evaluation_record(program, "validation", step, found, start))
+                _check_evaluation(found, step)
                 value = score(program, found)
-                _check_score(value, found, step)
                 if best is None or value > best.score:
                     best = _Best(value, step, params, model_state)
                     if checkpoints is not None:
@@ -198,10 +198,12 @@ def _run(
             ckpt.wait(checkpoints)
     if best is None:  # interrupted before the first evaluation
         best = _Best(-math.inf, step, *parallel.fetch((state.params, state.model_state), devices))
+    if checkpoints is not None and not interrupted and not ckpt.has_best(checkpoints, best.step):
+        ckpt.save_best(checkpoints, best.step, best.params, best.model_state)  # an earlier save of it failed
     validation, test = {}, {}
     if not interrupted:
-        validation = evaluate(program, best.params, best.model_state, splits["validation"])
-        test = evaluate(program, best.params, best.model_state, splits["test"])
+        validation = evaluate(program.evaluation, best.params, best.model_state, splits["validation"])
+        test = evaluate(program.evaluation, best.params, best.model_state, splits["test"])
         log.write(_evaluation_record(program, "test", best.step, test, start))
     return Result(
         validation=validation,
@@ -232,6 +234,7 @@ def _best_so_far(
     network = ckpt.restore_best(checkpoints, state.params, state.model_state, step)
     if network is None and step == int(state.step):
         network = parallel.fetch((state.params, state.model_state), program.devices[:1])
+        ckpt.save_best(checkpoints, step, *network)
     if network is None:
         checkpoints.warn(
             f"the best network (step {step}) is lost; the best from step {int(state.step)} on is kept instead"
@@ -323,12 +326,14 @@ def _check_finite(program: Program, state: TrainState) -> None:
     )
 
 
-def _check_score(value: float, metrics: Metrics, step: int) -> None:
-    if not math.isfinite(value):
-        bad = [f"{t} {m} = {v}" for t, values in metrics.items() for m, v in values.items() if not math.isfinite(v)]
+def _check_evaluation(metrics: Metrics, step: int) -> None:
+    """A network whose validation metrics are not finite is neither kept nor selected."""
+    bad = [f"{t} {m} = {v}" for t, values in metrics.items() for m, v in values.items() if not math.isfinite(v)]
+    if bad:
         raise NonFiniteLossError(
-            f"the validation score became non-finite at step {step}: {', '.join(bad)}. Try a lower "
-            "optimizer.learning_rate or optimizer.clip_norm=1.0; the last checkpoint is from before this step"
+            f"the validation metrics became non-finite at step {step}: {', '.join(bad)}. Try a lower "
+            "optimizer.learning_rate, optimizer.clip_norm=1.0, or more validation labels; the last checkpoint is from "
+            "before this step"
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import optax
 
 from mtljax import methods
-from mtljax.errors import unknown
+from mtljax.errors import check_options, unknown
 from mtljax.training.config import MethodConfig, OptimizerConfig
 
 _OPTIMIZERS = {
@@ -70,9 +70,10 @@ def _injected_optimizer(config: OptimizerConfig) -> optax.GradientTransformation
         raise unknown("optimizer", config.name, _OPTIMIZERS)
     build = _OPTIMIZERS[config.name]
     parameters = inspect.signature(build).parameters
-    for key in config.options:
-        if key not in parameters:
-            raise unknown(f"option of optimizer {config.name}", key, parameters)
+    check_options(f"optimizer {config.name}", config.options, build, exclude=("learning_rate",))
+    for key, value in config.options.items():
+        if not isinstance(value, (int, float, type(None))):
+            raise ValueError(f"option {key} of optimizer {config.name} must be a number, true or false, got {value!r}")
     static = tuple(name for name, p in parameters.items() if p.default is None and name not in config.options)
     return optax.inject_hyperparams(build, static_args=static)(learning_rate=config.learning_rate, **config.options)
 

@@ -39,7 +39,7 @@ class Program(NamedTuple):
       steps_per_epoch: updates an epoch.
       advance: `(state, split, permutation) -> (state, metrics)` on the devices.
       shuffle: `(key, epoch) -> permutation` of the training examples.
-      evaluate_batch: `(params, model_state, split, indices, mask) -> sums`, see `make_evaluation`.
+      evaluation: how it is evaluated.
     """
 
     model: MultiTaskModel
@@ -48,7 +48,19 @@ class Program(NamedTuple):
     steps_per_epoch: int
     advance: Callable[..., Any]
     shuffle: Callable[..., jax.Array]
-    evaluate_batch: Callable[..., Any]
+    evaluation: "Evaluation"
+
+
+class Evaluation(NamedTuple):
+    """The compiled evaluation of a network.
+
+    Attributes:
+      tasks: the tasks by name.
+      batch: `(params, model_state, split, indices, mask) -> sums`, see `make_evaluation`.
+    """
+
+    tasks: Mapping[str, Task]
+    batch: Callable[..., Any]
 
 
 def build_model(config: TrainConfig, spec: Mapping[str, Any], axis_name: str | None = None) -> MultiTaskModel:
@@ -103,7 +115,6 @@ def build_program(config: TrainConfig, data: MultiTaskData) -> Program:
             indices = lax.dynamic_slice(indices, (lax.axis_index(axis_name) * per_device,), (per_device,))
         return step(state, take(split, indices))
 
-    evaluate = make_evaluation(model, data.tasks)
     return Program(
         model=model,
         tasks=data.tasks,
@@ -111,8 +122,14 @@ def build_program(config: TrainConfig, data: MultiTaskData) -> Program:
         steps_per_epoch=steps_per_epoch(num_examples, config.batch_size),
         advance=parallel.compile_advance(advance, devices),
         shuffle=jax.jit(lambda key, epoch: epoch_permutation(key, epoch, num_examples)),
-        evaluate_batch=jax.jit(lambda p, s, split, indices, mask: evaluate(p, s, take(split, indices, mask))),
+        evaluation=build_evaluation(model, data.tasks),
     )
+
+
+def build_evaluation(model: MultiTaskModel, tasks: Mapping[str, Task]) -> Evaluation:
+    """The evaluation of a network on one device; nothing is compiled yet."""
+    sums = make_evaluation(model, tasks)
+    return Evaluation(tasks, jax.jit(lambda p, s, split, indices, mask: sums(p, s, take(split, indices, mask))))
 
 
 def build_transformation(config: TrainConfig, data: MultiTaskData) -> optax.GradientTransformationExtraArgs:
@@ -161,11 +178,11 @@ def data_key(config: TrainConfig) -> jax.Array:
     return jax.random.fold_in(jax.random.PRNGKey(config.seed), 1)
 
 
-def evaluate(program: Program, params: PyTree, model_state: PyTree, split: Split) -> dict[str, dict[str, float]]:
+def evaluate(evaluation: Evaluation, params: PyTree, model_state: PyTree, split: Split) -> dict[str, dict[str, float]]:
     """Metrics and mean loss of every task over a whole split.
 
     Args:
-      program: the compiled functions.
+      evaluation: the compiled function.
       params: parameters on one device.
       model_state: model state on one device.
       split: the examples, on a device or on the host.
@@ -175,11 +192,11 @@ def evaluate(program: Program, params: PyTree, model_state: PyTree, split: Split
     """
     totals: Any = None
     for indices, mask in zip(*evaluation_batches(split.num_examples, EVALUATION_BATCH), strict=True):
-        sums = program.evaluate_batch(params, model_state, split, indices, mask)
+        sums = evaluation.batch(params, model_state, split, indices, mask)
         totals = sums if totals is None else jax.tree.map(lambda a, b: a + b, totals, sums)
     totals = jax.device_get(totals)
     results = {}
-    for name, task in program.tasks.items():
+    for name, task in evaluation.tasks.items():
         loss = totals[name]["loss"]
         values = metric_values(task, totals[name]) | {
             "loss": loss["total"] / loss["count"] if loss["count"] else math.nan

@@ -15,7 +15,7 @@ class Monitor(NamedTuple):
       loss_sum: (K,) sum of the losses since the last training record.
       steps: int32, steps in that sum.
       last_finite: (K,) the losses of the last step at which all were finite.
-      bad_step: int32, the first step with a NaN or infinite loss, -1 for none.
+      bad_step: int32, the first step with a NaN or infinite loss, counted from 1; -1 for none.
       bad_losses: (K,) the losses at that step.
     """
 
@@ -59,7 +59,7 @@ def new_monitor(num_tasks: int) -> Monitor:
 
 
 def observe(monitor: Monitor, losses: jax.Array, step: jax.Array) -> Monitor:
-    """The monitor after a step's (K,) losses."""
+    """The monitor after the (K,) losses of a step, counted from 1."""
     finite = jnp.all(jnp.isfinite(losses))
     first_bad = ~finite & (monitor.bad_step < 0)
     return Monitor(

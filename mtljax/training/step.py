@@ -70,7 +70,7 @@ def make_step(
             model_state=model_state,
             opt_state=opt_state,
             key=state.key,
-            monitor=observe(state.monitor, grads.losses.astype(jnp.float32), state.step),
+            monitor=observe(state.monitor, grads.losses.astype(jnp.float32), state.step + 1),
         )
         return new_state, {"losses": losses, "weights": task_weights(opt_state)}
 

@@ -58,6 +58,7 @@ def prepare(workdir: Path, config: TrainConfig, spec: Mapping[str, Any], *, resu
       ValueError: if the directory holds another run, or this run and `resume` is false, or cannot be made.
     """
     path = workdir / CONFIG
+    resumed = []
     if path.is_file():
         changed = differences(_read(path)["config"], to_dict(config))
         if not resume:
@@ -74,9 +75,11 @@ def prepare(workdir: Path, config: TrainConfig, spec: Mapping[str, Any], *, resu
             raise ValueError(
                 f"{workdir} cannot be resumed with other epochs: they set optimizer.schedule, which is not constant"
             )
+        before = json.loads(path.read_text())
+        resumed = [*before.get("resumed", []), {key: before.get(key) for key in environment()}]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        record = {"config": to_dict(config), "data_spec": dict(spec), **environment()}
+        record = {"config": to_dict(config), "data_spec": dict(spec), **environment(), "resumed": resumed}
         write_atomically(path, json.dumps(record, indent=2) + "\n")
     except OSError as error:
         raise ValueError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
@@ -136,7 +139,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 @functools.cache
 def environment() -> dict[str, Any]:
-    """What the run was made with."""
+    """What the run is made with: versions of packages and Python, git commit, device."""
     try:
         commit = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40"],

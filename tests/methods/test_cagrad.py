@@ -84,7 +84,7 @@ def test_small_gradients_are_not_mistaken_for_zero():
 
 
 def test_bad_hyperparameters_are_one_clear_sentence():
-    with pytest.raises(ValueError, match=r"cagrad: c must be >= 0, got -0\.4"):
+    with pytest.raises(ValueError, match=r"cagrad: c must be >= 0 and finite, got -0\.4"):
         mtl.cagrad(c=-0.4)
     with pytest.raises(ValueError, match=r"cagrad: rescale must be one of 'none', .*, got 'yes'"):
         mtl.cagrad(rescale="yes")

@@ -328,8 +328,18 @@ def test_task_weights_are_found_anywhere_in_a_chain():
 def test_unknown_methods_and_hyperparameters_name_the_nearest():
     with pytest.raises(ValueError, match="unknown method 'cagard': did you mean 'cagrad'"):
         mtl.methods.create("cagard", num_tasks=2)
-    with pytest.raises(ValueError, match="unknown hyperparameter of cagrad 'rescal': did you mean 'rescale'"):
+    with pytest.raises(ValueError, match="unknown option of method cagrad 'rescal': did you mean 'rescale'"):
         mtl.methods.create("cagrad", num_tasks=2, rescal="none")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_losses_of_other_tasks_are_refused(name):
+    losses, grads = mtl.task_gradients(lambda p: {"a": p.sum(), "b": -p.sum()}, jnp.ones(2))
+    tx = mtl.methods.create(name, num_tasks=2)
+    with pytest.raises(
+        ValueError, match=r"losses: got the keys \['a', 'c'\], expected those of the tasks \['a', 'b'\]"
+    ):
+        tx.update(grads, tx.init(jnp.ones(2)), jnp.ones(2), losses={"a": losses["a"], "c": losses["b"]})
 
 
 def test_a_tree_that_is_no_jacobian_is_refused():

@@ -170,7 +170,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny, tmp_path, how):
     damage(tmp_path / "run" / "checkpoints" / "last" / "24", how)
     lines, steps = [], []
     train(config, workdir=tmp_path / "run", resume=True, progress=Progress(line=lines.append, step=steps.append))
-    assert any("step 24 is unreadable" in line and "trying the one before" in line for line in lines)
+    assert any("step 24 is unreadable" in line and "falling back to one before" in line for line in lines)
     assert steps[0] == 17
     assert_equal_runs(tmp_path / "run", tmp_path / "whole")
 
@@ -194,16 +194,31 @@ def test_a_checkpoint_of_another_model_is_not_read_into_this_one(tiny, tmp_path)
         train(bigger, workdir=tmp_path / "big", resume=True)
 
 
-def test_a_lost_best_network_is_said_and_the_run_goes_on(tiny, tmp_path):
+@pytest.mark.parametrize("how", ["removed", "foreign bytes"])
+def test_a_lost_best_network_is_said_and_the_run_goes_on(tiny, tmp_path, how):
     config = tiny(epochs=6, optimizer=OptimizerConfig("sgd", learning_rate=1.5))
     first = train(config, workdir=tmp_path)
     assert first.best_step < 48, "the case needs a best that is not the last"
-    shutil.rmtree(tmp_path / "checkpoints" / "best")
+    if how == "removed":
+        shutil.rmtree(tmp_path / "checkpoints" / "best")
+    else:
+        damage(tmp_path / "checkpoints" / "best" / str(first.best_step), how)
     lines = []
     train(
         tiny(epochs=7, optimizer=config.optimizer), workdir=tmp_path, resume=True, progress=Progress(line=lines.append)
     )
     assert any(f"the best network (step {first.best_step}) is lost" in line for line in lines)
+
+
+def test_a_best_network_lost_between_two_saves_is_saved_again(tiny, tmp_path):
+    """A kill after the last state and before the best network of the same step is on disk."""
+    first = train(tiny(epochs=3), workdir=tmp_path)
+    assert first.best_step == 24, "the case needs a best that is the last"
+    shutil.rmtree(tmp_path / "checkpoints" / "best" / "24")
+    again = train(tiny(epochs=3), workdir=tmp_path, resume=True)
+    assert again.best_step == 24
+    for a, b in zip(jax.tree.leaves(mtl.load(tmp_path).params), jax.tree.leaves(first.params), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_a_failing_save_costs_a_warning_and_the_previous_checkpoint_stays(tiny, tmp_path, monkeypatch):

@@ -56,6 +56,11 @@ def test_overrides_reach_the_base_of_a_study():
         ("epochs=3", "overrides look like"),
         ("--batch_size=0", "batch_size must be at least 1, got 0"),
         ("--patience=0", "patience must be at least 1"),
+        ("--tasks=left,left", "tasks lists a task twice"),
+        ("--optimizer.learning_rate=-1", "learning_rate must be at least 0 and finite, got -1"),
+        ("--optimizer.learning_rate=1e400", "learning_rate must be at least 0 and finite, got inf"),
+        ("--optimizer.clip_norm=0", "clip_norm must be positive"),
+        ("--optimizer.warmup_steps=-1", "warmup_steps must be at least 0"),
     ],
 )
 def test_bad_overrides_are_one_clear_sentence(text, message):
@@ -84,3 +89,8 @@ def test_a_missing_or_useless_config_file_says_so(tmp_path, monkeypatch):
         load_config("configs/digit.py")
     with pytest.raises(ValueError, match="must define get_config"):
         load_config("configs/digits.py")
+    (tmp_path / "bad.py").write_text(
+        "from mtljax.training import *\ndef get_config():\n    return TrainConfig(bacth_size=3)\n"
+    )
+    with pytest.raises(ValueError, match=r"bad.py: get_config\(\) failed: .*bacth_size"):
+        load_config("bad.py")

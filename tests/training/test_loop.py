@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 
+import mtljax as mtl
 from mtljax.data import MultiTaskData, Split
-from mtljax.training import MethodConfig, NonFiniteLossError, OptimizerConfig, Progress, train
+from mtljax.training import DataConfig, MethodConfig, NonFiniteLossError, OptimizerConfig, Progress, train
 from mtljax.training.logs import RunLog, read_records
 from mtljax.training.loop import load_data
 from mtljax.training.program import build_program, data_key
@@ -77,27 +79,48 @@ def test_every_method_trains_a_single_task(tiny, method):
     assert math.isfinite(result.test["right"]["loss"])
 
 
-def test_a_loss_that_explodes_stops_the_run_and_keeps_the_last_checkpoint(tiny, tmp_path):
-    config = tiny(epochs=20, optimizer=OptimizerConfig("sgd", learning_rate=1e12), log_every=2)
+def with_infinite_image(config, index):
+    """The data of a config with one training image infinite."""
+    data = load_data(config)
+    inputs = data.splits["train"].inputs.astype(np.float32) / 255
+    inputs[index] = np.inf
+    return MultiTaskData(data.name, data.tasks, {**data.splits, "train": Split(inputs, data.splits["train"].targets)})
+
+
+def test_a_loss_that_explodes_stops_the_run_and_keeps_the_last_good_checkpoint(tiny, tmp_path):
+    # 540 examples make 8 batches of 64: the 28 left out of the first epoch come in the second.
+    config = tiny(data=DataConfig("digits", {"num_train": 540, "num_validation": 200, "num_test": 200}), log_every=8)
+    program = build_program(config, load_data(config))
+    first, second = (np.asarray(program.shuffle(data_key(config), epoch)) for epoch in (0, 1))
+    index = next(i for i in first[512:] if i in second[:512])
+    broken = with_infinite_image(config, index)
     with pytest.raises(NonFiniteLossError) as caught:
-        train(config, workdir=tmp_path / "run")
+        train(config, data=broken, workdir=tmp_path)
+    step = 8 + int(np.flatnonzero(second == index)[0]) // 64 + 1
     message = str(caught.value)
-    assert "at step" in message
-    assert "left = " in message
-    assert "last finite losses: left = " in message
+    assert f"non-finite at step {step}: left = " in message
+    assert re.search(r"last finite losses: left = [\d.]+, right = [\d.]+", message)
     assert "optimizer.learning_rate" in message
+    assert [path.name for path in (tmp_path / "checkpoints" / "last").iterdir() if path.name.isdigit()] == ["8"]
+    run = mtl.load(tmp_path)
+    outputs, _ = run.model.apply(run.params, run.model_state, load_data(config).splits["test"].inputs)
+    assert np.all(np.isfinite(outputs["left"]))
+
+
+def test_a_network_whose_validation_loss_is_not_finite_is_not_kept(tiny, tmp_path):
+    config = tiny(evaluate_every=1, method=MethodConfig("ew"), optimizer=OptimizerConfig("sgd", learning_rate=1e38))
+    with pytest.raises(NonFiniteLossError, match="validation metrics became non-finite at step 1: left loss = "):
+        train(config, workdir=tmp_path)
+    assert not [path for path in (tmp_path / "checkpoints").glob("*/*") if path.name.isdigit()]
 
 
 def test_the_exact_step_and_the_last_finite_losses_are_reported(tiny):
     """One image is infinite; the step that meets it is known from the order of the data."""
     config = tiny(epochs=2, log_every=8, method=MethodConfig("ew"))
-    data = load_data(config)
-    inputs = data.splits["train"].inputs.astype(np.float32) / 255
-    inputs[17] = np.inf
-    broken = MultiTaskData(data.name, data.tasks, {**data.splits, "train": Split(inputs, data.splits["train"].targets)})
+    broken = with_infinite_image(config, 17)
     program = build_program(config, broken)
     order = np.asarray(program.shuffle(data_key(config), 0))
-    step = int(np.flatnonzero(order == 17)[0]) // config.batch_size
+    step = int(np.flatnonzero(order == 17)[0]) // config.batch_size + 1
     with pytest.raises(NonFiniteLossError, match=f"non-finite at step {step}:"):
         train(config, data=broken, program=program)
 

@@ -122,16 +122,24 @@ def test_a_batch_larger_than_the_data_is_refused(tiny):
     ("changes", "message"),
     [
         ({"method": MethodConfig("cagard")}, "unknown method 'cagard': did you mean 'cagrad'"),
-        ({"method": MethodConfig("cagrad", {"C": 1.0})}, "unknown hyperparameter of cagrad 'C': did you mean 'c'"),
+        ({"method": MethodConfig("cagrad", {"C": 1.0})}, "unknown option of method cagrad 'C': did you mean 'c'"),
         ({"method": MethodConfig("cagrad", {"c": -1.0})}, "cagrad: c must be >= 0, got -1.0"),
         ({"optimizer": OptimizerConfig("adem")}, "unknown optimizer 'adem': did you mean 'adam'"),
         (
             {"optimizer": OptimizerConfig("sgd", options={"momentun": 0.9})},
             "option of optimizer sgd 'momentun'.*'momentum'",
         ),
+        ({"method": MethodConfig("cagrad", {"c": "abc"})}, "option c of method cagrad must be a number, got 'abc'"),
+        ({"method": MethodConfig("cagrad", {"num_tasks": 2})}, "unknown option of method cagrad 'num_tasks'"),
+        (
+            {"optimizer": OptimizerConfig("sgd", options={"momentum": "x"})},
+            "option momentum of optimizer sgd must be a number",
+        ),
+        ({"optimizer": OptimizerConfig("sgd", options={"learning_rate": 1.0})}, "unknown option of optimizer sgd"),
+        ({"model": ModelConfig("mlp", {"features": 3})}, r"option features of encoder mlp must be a sequence.*got 3"),
         ({"model": ModelConfig("lennet")}, "unknown encoder 'lennet': did you mean 'lenet'"),
         ({"model": ModelConfig("mlp", {"feature": (3,)})}, "option of encoder mlp 'feature': did you mean 'features'"),
-        ({"model": ModelConfig("lenet")}, "image has shrunk to 4 x 4|image has shrunk|smaller kernels"),
+        ({"model": ModelConfig("lenet")}, "the image has shrunk to 0 x 0 before pooling: use smaller kernels"),
     ],
 )
 def test_unknown_names_and_bad_values_are_one_clear_sentence(tiny, changes, message):
