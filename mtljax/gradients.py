@@ -240,8 +240,11 @@ class _Pullbacks(NamedTuple):
 
     def jacobian(self) -> PyTree:
         if self.mode == "jacrev":
-            # The map is linear, so its Jacobian at any point is the Jacobian of the losses.
-            jacobian = jax.jacrev(lambda tangent: jnp.stack(self.linear(tangent)))(self.params)
+            # What jax.jacrev does after its forward pass: one pullback, mapped over the unit vectors. jacrev itself
+            # would run the forward pass again, or differentiate the linear map, which custom_vjp forbids.
+            pullback = jax.linear_transpose(lambda tangent: jnp.stack(self.linear(tangent)), self.params)
+            basis = _varying(jnp.eye(len(self.tasks), dtype=jnp.result_type(*self.dtypes)), self.axis_name)
+            jacobian = jax.vmap(lambda cotangent: pullback(cotangent)[0])(basis)
         else:
             # Transposing one output at a time leaves the other tasks' heads out of each backward pass.
             rows = [
@@ -307,7 +310,7 @@ def task_gradients(
       shared: which parameters are shared: a predicate on the key path (as in `jax.tree_util.tree_map_with_path`), or a
         pytree of bools like params. None finds it from the computation: a leaf is shared when two or more losses depend
         on it, and always when there is one task.
-      mode: "jacrev" (`jax.jacrev`, one vectorised backward pass), "loop" (K backward passes over one forward pass) or
+      mode: "jacrev" (one vectorised backward pass, as `jax.jacrev`), "loop" (K backward passes over one forward pass) or
         "auto": "loop" on CPU, where vectorised convolutions are slow, and "jacrev" elsewhere.
       axis_name: name of a pmap, shard_map or vmap axis: losses and gradients are averaged over it before anything
         nonlinear happens to them.

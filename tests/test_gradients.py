@@ -48,6 +48,11 @@ def batch_of(size: int = 16, dtype=jnp.float32):
     return jax.random.normal(jax.random.PRNGKey(9), (size, 4, 4, 1), dtype)
 
 
+def vector_losses(params, x):
+    losses = losses_fn(params, x)
+    return jnp.stack([losses["a"], losses["b"]])
+
+
 def reference_jacobian(params, x):
     rows = [jax.grad(lambda p, k=k: losses_fn(p, x)[k])(params) for k in ("a", "b")]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
@@ -89,6 +94,7 @@ def test_jacobian_equals_one_grad_a_task(mode, jit):
     expected = reference_jacobian(params, x)
     assert_close(losses, losses_fn(params, x))
     assert_close(jacobian, expected)
+    assert_close(jacobian, jax.jacrev(vector_losses)(params, x))
     rows = np.concatenate([np.reshape(leaf, (2, -1)) for leaf in jax.tree.leaves(expected["shared"])], axis=1)
     assert_close(gramian, rows.astype(np.float64) @ rows.T.astype(np.float64))
 

@@ -57,8 +57,9 @@ def transformation(
 
 
 def _injected_method(config: MethodConfig, num_tasks: int, seed: int) -> optax.GradientTransformationExtraArgs:
-    methods.create(config.name, num_tasks, **config.options)  # checks names and values
     build = methods.describe(config.name).build
+    check_options(f"method {config.name}", config.options, build, exclude=("num_tasks",))
+    methods.create(config.name, num_tasks, **config.options)  # checks values
     parameters = inspect.signature(build).parameters
     seeded = {"seed": seed} if "seed" in parameters else {}
     static = tuple(name for name in _STATIC if name in parameters)

@@ -123,7 +123,7 @@ def test_a_batch_larger_than_the_data_is_refused(tiny):
     [
         ({"method": MethodConfig("cagard")}, "unknown method 'cagard': did you mean 'cagrad'"),
         ({"method": MethodConfig("cagrad", {"C": 1.0})}, "unknown option of method cagrad 'C': did you mean 'c'"),
-        ({"method": MethodConfig("cagrad", {"c": -1.0})}, "cagrad: c must be >= 0, got -1.0"),
+        ({"method": MethodConfig("cagrad", {"c": -1.0})}, "cagrad: c must be >= 0 and finite, got -1.0"),
         ({"optimizer": OptimizerConfig("adem")}, "unknown optimizer 'adem': did you mean 'adam'"),
         (
             {"optimizer": OptimizerConfig("sgd", options={"momentun": 0.9})},
