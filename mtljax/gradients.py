@@ -310,7 +310,7 @@ def task_gradients(
       shared: which parameters are shared: a predicate on the key path (as in `jax.tree_util.tree_map_with_path`), or a
         pytree of bools like params. None finds it from the computation: a leaf is shared when two or more losses depend
         on it, and always when there is one task.
-      mode: "jacrev" (one vectorised backward pass, as `jax.jacrev`), "loop" (K backward passes over one forward pass) or
+      mode: "jacrev" (one vectorised backward pass, as in `jax.jacrev`), "loop" (K backward passes, one forward pass) or
         "auto": "loop" on CPU, where vectorised convolutions are slow, and "jacrev" elsewhere.
       axis_name: name of a pmap, shard_map or vmap axis: losses and gradients are averaged over it before anything
         nonlinear happens to them.
