@@ -2,7 +2,14 @@
 
     mtljax ablate configs/digits.py
 
-trains a small LeNet on MultiDigits, made on the fly from the digits archive inside the package.
+trains a small LeNet on MultiDigits, made on the fly from the digits archive inside the package: 36 runs, about 160 s on
+2 CPU cores. Expected with sgd (test accuracy of left and right in %, Δm in %, ± half of the 95% interval over 3 seeds):
+
+    single-task 80.7 ± 3.2, 84.6 ± 3.4     cagrad 76.7 ± 1.0, 81.3 ± 3.5, +4.39 ± 1.91
+    mgda        76.7 ± 6.5, 79.5 ± 4.5, +5.48 ± 2.38     pcgrad 75.5 ± 2.4, 80.2 ± 6.3, +5.82 ± 4.23
+    ew          76.0 ± 8.9, 78.9 ± 6.3, +6.29 ± 9.23
+
+The learning rates are not tuned.
 """
 
 from mtljax.ablation import StudyConfig
