@@ -38,6 +38,20 @@ class Gramian(NamedTuple):
         return self.norms[:, None] * self.cosines * self.norms[None, :]
 
 
+class CrossGramian(NamedTuple):
+    """Inner products of the task gradients on two batches, `diag(left) @ cosines @ diag(right)`.
+
+    Attributes:
+      cosines: (K, K), of normalised gradients, first batch by second; 0 where either is zero.
+      left: (K,), norms on the first batch.
+      right: (K,), norms on the second.
+    """
+
+    cosines: jax.Array
+    left: jax.Array
+    right: jax.Array
+
+
 class TaskGradients:
     """The gradients of K task losses with respect to one tree of parameters, evaluated on demand.
 
@@ -138,14 +152,9 @@ class TaskGradients:
 
     def scaled_gramian(self) -> Gramian:
         """The Gramian over the shared parameters as unit-diagonal matrix and norms: what the methods work with."""
-        rows = [
-            leaf.reshape(self.num_tasks, -1).astype(_accumulation_dtype(leaf.dtype))
-            for leaf, is_shared in zip(jax.tree.leaves(self.jacobian()), jax.tree.leaves(self.shared), strict=True)
-            if is_shared and leaf.size
-        ]
-        return scaled_gramian(rows, self.num_tasks)
+        return scaled_gramian(self._shared_rows(), self.num_tasks)
 
-    def combine(self, weights: jax.Array, *, scale_own: bool = False) -> PyTree:
+    def combine(self, weights: jax.Array, *, scale_own: bool | jax.Array = False) -> PyTree:
         """The weighted sum of the task gradients.
 
         Without a held Jacobian this is one backward pass of the weighted sum (and, unless `scale_own`, one more through
@@ -154,24 +163,24 @@ class TaskGradients:
         Args:
           weights: (K,) in the order of `tasks`.
           scale_own: whether a task's own parameters (its head) get their gradient times the task's weight, as in loss
-            weighting, or unscaled, as in gradient methods.
+            weighting, or unscaled, as in gradient methods; or (K,) weights of their own.
 
         Returns:
           A pytree like params, with the leaves' dtypes.
         """
-        ones = jnp.ones_like(weights)
+        own_weights = jnp.ones_like(weights) if scale_own is False else weights if scale_own is True else scale_own
         if self._jacobian is None:
             assert self._pullbacks is not None
             weighted = self._pullbacks.weighted(weights)
-            if scale_own or all(jax.tree.leaves(self.shared)):
+            if own_weights is weights or all(jax.tree.leaves(self.shared)):
                 return weighted
-            own = self._pullbacks.weighted(ones)
+            own = self._pullbacks.weighted(own_weights)
             return jax.tree.map(lambda s, a, b: a if s else b, self.shared, weighted, own)
         leaves, treedef = jax.tree.flatten(self._jacobian)
         combined = []
         for leaf, is_shared, tasks in zip(leaves, jax.tree.leaves(self.shared), self._leaf_tasks, strict=True):
             index = jnp.asarray(tasks, dtype=jnp.int32)
-            leaf_weights = weights if is_shared or scale_own else ones
+            leaf_weights = weights if is_shared else own_weights
             if len(tasks) < self.num_tasks:
                 # Rows of the other tasks are exactly zero here; leaving them out lets the compiler drop them.
                 leaf, leaf_weights = jnp.stack([leaf[k] for k in tasks]) if tasks else leaf[:0], leaf_weights[index]
@@ -206,6 +215,14 @@ class TaskGradients:
     def with_losses(self, losses: jax.Array) -> "TaskGradients":
         """The same gradients with other (K,) losses beside them."""
         return self._with_jacobian(self._jacobian, losses)
+
+    def _shared_rows(self) -> list[jax.Array]:
+        """The Jacobian over the shared parameters, in pieces (K, n_i)."""
+        return [
+            leaf.reshape(self.num_tasks, -1).astype(_accumulation_dtype(leaf.dtype))
+            for leaf, is_shared in zip(jax.tree.leaves(self.jacobian()), jax.tree.leaves(self.shared), strict=True)
+            if is_shared and leaf.size
+        ]
 
     def _source(self, caller: str) -> "_Pullbacks":
         if self._pullbacks is None:
@@ -378,18 +395,46 @@ def scaled_gramian(rows: Sequence[jax.Array], num_tasks: int) -> Gramian:
     """
     if not rows:
         return Gramian(jnp.zeros((num_tasks, num_tasks)), jnp.zeros(num_tasks))
-    peak = jnp.stack([jnp.max(jnp.abs(piece), axis=1) for piece in rows]).max(axis=0)
-    scale = jnp.where(peak > 0, peak, 1)
-    products = sum(
-        jnp.matmul(unit, unit.T, precision=lax.Precision.HIGHEST) for unit in (piece / scale[:, None] for piece in rows)
-    )
+    units, scale = _unit_peaks(rows)
+    products = sum(jnp.matmul(unit, unit.T, precision=lax.Precision.HIGHEST) for unit in units)
     lengths = jnp.sqrt(jnp.diagonal(products))
-    nonzero = lengths > 0
-    inverse = jnp.where(nonzero, 1 / jnp.where(nonzero, lengths, 1), 0)
+    inverse = _inverse(lengths)
     cosines = inverse[:, None] * products * inverse[None, :]
     cosines = jnp.clip((cosines + cosines.T) / 2, -1, 1)
     identity = jnp.eye(num_tasks, dtype=bool)
-    return Gramian(jnp.where(identity, nonzero.astype(cosines.dtype), cosines), lengths * scale)
+    return Gramian(jnp.where(identity, (lengths > 0).astype(cosines.dtype), cosines), lengths * scale)
+
+
+def cross_gramian(left: TaskGradients, right: TaskGradients) -> CrossGramian:
+    """The inner products of the gradients of the same tasks on two batches, over the shared parameters.
+
+    Args:
+      left: gradients on the first batch.
+      right: gradients on the second, of the same parameters.
+
+    Returns:
+      The products in unit-diagonal coordinates.
+    """
+    sides = [each.materialize()._shared_rows() for each in (left, right)]
+    num_tasks = left.num_tasks
+    if not sides[0]:
+        return CrossGramian(jnp.zeros((num_tasks, num_tasks)), jnp.zeros(num_tasks), jnp.zeros(num_tasks))
+    (a, a_scale), (b, b_scale) = map(_unit_peaks, sides)
+    products = sum(jnp.matmul(x, y.T, precision=lax.Precision.HIGHEST) for x, y in zip(a, b, strict=True))
+    a_length, b_length = (jnp.sqrt(sum(jnp.sum(x * x, axis=1) for x in units)) for units in (a, b))
+    cosines = jnp.clip(_inverse(a_length)[:, None] * products * _inverse(b_length)[None, :], -1, 1)
+    return CrossGramian(cosines, a_length * a_scale, b_length * b_scale)
+
+
+def _unit_peaks(rows: Sequence[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
+    """Each row over all pieces divided by its largest entry, and those entries (1 for a zero row), (K,)."""
+    peak = jnp.stack([jnp.max(jnp.abs(piece), axis=1) for piece in rows]).max(axis=0)
+    scale = jnp.where(peak > 0, peak, 1)
+    return [piece / scale[:, None] for piece in rows], scale
+
+
+def _inverse(lengths: jax.Array) -> jax.Array:
+    return jnp.where(lengths > 0, 1 / jnp.where(lengths > 0, lengths, 1), 0)
 
 
 def loss_vector(

@@ -9,7 +9,7 @@ import optax
 from jax import lax
 from jax.core import Tracer
 
-from mtljax.gradients import PyTree, TaskGradients, loss_vector
+from mtljax.gradients import PyTree, TaskGradients, cross_gramian, loss_vector
 
 Needs: TypeAlias = Literal["nothing", "losses", "gramian"]
 Scalar: TypeAlias = float | jax.Array
@@ -31,9 +31,16 @@ class MethodState(NamedTuple):
     memory: Any = None
 
 
-# A weighting rule, `weigh(memory, *, gramian, losses, num_tasks, key) -> (weights, memory)`: a pure function that
-# returns the (K,) weights and its new memory. What it did not declare to need is None; rules swallow it with **_.
+# A weighting rule, `weigh(memory, *, gramian, cross, losses, losses_after, num_tasks, key, step) -> (weights, memory)`:
+# a pure function that returns the (K,) weights and its new memory. What it did not declare to need is None; rules
+# swallow the rest with **_.
 Weigh: TypeAlias = Callable[..., tuple[jax.Array, Any]]
+
+# A rule on the Jacobian itself, `rule(memory, *, grads, losses, params, key, step) -> (gradient, weights, memory)`.
+JacobianRule: TypeAlias = Callable[..., tuple[PyTree, jax.Array, Any]]
+
+# `init_memory(num_tasks, params) -> memory`, a NamedTuple of arrays whose shapes and dtypes never change.
+InitMemory: TypeAlias = Callable[[int, PyTree], Any]
 
 
 def weighting(
@@ -42,10 +49,13 @@ def weighting(
     *,
     needs: Needs,
     num_tasks: int | None,
-    scale_own: bool = False,
+    reads_losses: bool = False,
+    scale_own: bool | Callable[[Any], jax.Array] = False,
     seed: Scalar | None = None,
     task_names: tuple[str, ...] | None = None,
     update_every: int | None = None,
+    init_memory: InitMemory | None = None,
+    batches: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Lifts a weighting rule to an optax transformation of task gradients.
 
@@ -54,20 +64,23 @@ def weighting(
       weigh: the rule.
       needs: what the rule reads: "nothing" and "losses" cost one backward pass, "gramian" costs K.
       num_tasks: K, or None to take it from the gradients; then the state holds no weights.
-      scale_own: whether a task's own parameters are scaled by its weight (loss weighting) or not (gradient methods).
+      reads_losses: whether a Gramian rule needs the losses too ("losses" always does).
+      scale_own: whether a task's own parameters are scaled by its weight (loss weighting) or not (gradient methods); or
+        a function of the memory before the update that gives their own (K,) weights.
       seed: seed of the PRNG key in the state, None for a deterministic rule.
       task_names: sorted names the rule's hyperparameters were given by, checked against the gradients.
       update_every: solve every n updates and reuse the weights in between, for one backward pass there.
+      init_memory: what the rule remembers at the start, None for a rule without memory.
+      batches: whether `update` takes a tuple of gradients on independent batches: the rule then gets `cross`, the
+        `CrossGramian` of the first two, and the last are combined. One or two are reused for what is missing.
 
     Returns:
       A transformation whose `update(grads, state, params, *, losses=None, solve=None)` takes `TaskGradients` or a plain
       Jacobian and returns one gradient. `solve` is explained in `mtljax.methods`.
 
     Raises:
-      ValueError: if `update_every` is no positive int, or needs `num_tasks` and has none.
+      ValueError: if `update_every` is no positive int, or what needs `num_tasks` has none.
     """
-    if num_tasks is not None and is_concrete(num_tasks) and int(num_tasks) < 1:
-        raise ValueError(f"{name}: num_tasks must be at least 1, got {num_tasks}")
     if update_every is not None:
         if not isinstance(update_every, int) or update_every < 1:
             raise ValueError(
@@ -76,32 +89,40 @@ def weighting(
             )
         if num_tasks is None:
             raise ValueError(f"{name}: update_every keeps the weights between solves; pass num_tasks=K")
+    init_fn = _initializer(name, num_tasks, seed, init_memory)
 
-    def init_fn(params: PyTree) -> Any:
-        weights = None
-        if num_tasks is not None:
-            weights = jnp.ones(static_int(num_tasks, name, "num_tasks"), state_dtype(params))
-        key = None if seed is None else jax.random.PRNGKey(seed)
-        return MethodState(step=jnp.zeros((), jnp.int32), weights=weights, key=key)
+    def own_scale(memory: Any) -> bool | jax.Array:
+        return scale_own(memory) if callable(scale_own) else scale_own
 
-    def solve_fn(grads: TaskGradients, state: MethodState) -> tuple[PyTree, MethodState]:
+    def solve_fn(
+        grads: tuple[TaskGradients, ...], state: MethodState, losses_after: jax.Array | None
+    ) -> tuple[PyTree, MethodState]:
         key, subkey = (None, None) if state.key is None else jax.random.split(state.key)
-        grads = grads.materialize() if needs == "gramian" else grads
+        if needs == "gramian":
+            grads = _materialized(grads)
+        last = grads[-1]
         weights, memory = weigh(
             state.memory,
-            gramian=grads.scaled_gramian() if needs == "gramian" else None,
-            losses=None if grads.losses is None else lax.stop_gradient(grads.losses),
-            num_tasks=grads.num_tasks,
+            gramian=grads[0].scaled_gramian() if needs == "gramian" and not batches else None,
+            cross=cross_gramian(grads[0], grads[min(1, len(grads) - 1)]) if batches else None,
+            losses=_losses(last),
+            losses_after=losses_after,
+            num_tasks=last.num_tasks,
             key=subkey,
+            step=state.step,
         )
-        gradient = grads.combine(weights, scale_own=scale_own)
-        kept = None if state.weights is None else weights.astype(state.weights.dtype)
-        return gradient, MethodState(state.step + 1, kept, key, memory)
+        gradient = last.combine(weights, scale_own=own_scale(state.memory))
+        return gradient, _advanced(state, weights, key, memory)
 
-    def reuse_fn(grads: TaskGradients, state: MethodState) -> tuple[PyTree, MethodState]:
-        assert state.weights is not None
-        gradient = grads.combine(state.weights, scale_own=scale_own)
-        return gradient, state._replace(step=state.step + 1)
+    def reuse_fn(
+        grads: tuple[TaskGradients, ...], state: MethodState, losses_after: jax.Array | None
+    ) -> tuple[PyTree, MethodState]:
+        del losses_after
+        weights = state.weights
+        assert weights is not None
+        gradients = [each.combine(weights, scale_own=own_scale(state.memory)) for each in grads]
+        mean = jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]) / len(leaves), *gradients)
+        return (mean if len(grads) > 1 else gradients[0]), state._replace(step=state.step + 1)
 
     def update_fn(
         updates: Any,
@@ -109,32 +130,157 @@ def weighting(
         params: PyTree | None = None,
         *,
         losses: Any = None,
+        losses_after: Any = None,
         solve: bool | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, Any]:
         del extra_args
-        grads = as_task_gradients(updates, params, losses)
-        if state.weights is not None and state.weights.shape != (grads.num_tasks,):
-            raise ValueError(
-                f"{name}: built with num_tasks={state.weights.shape[0]}, but got the gradients of {grads.num_tasks}"
-            )
-        if needs == "losses" and grads.losses is None:
-            raise ValueError(
-                f"{name} weighs by the losses: pass them, as in tx.update(grads, state, params, losses=losses)"
-            )
-        if task_names is not None and grads.tasks not in (None, task_names):
-            raise ValueError(
-                f"{name}: weights are named {list(task_names)}, but the tasks are {list(grads.tasks or ())}"
-            )
+        split = batches and isinstance(updates, tuple) and not _is_jacobian_of(updates, params)
+        grads = tuple(as_task_gradients(each, params, losses) for each in (updates if split else (updates,)))
+        if len(grads) > 3:
+            raise ValueError(f"{name}: takes the gradients of 1, 2 or 3 independent batches, got {len(grads)}")
+        for each in grads:
+            _check_tasks(name, each, state, reads_losses or needs == "losses", task_names)
+        if losses_after is not None:
+            losses_after = loss_vector(losses_after, grads[-1].tasks, grads[-1].num_tasks, "losses_after")
         if update_every is None or solve is True:
-            return solve_fn(grads, state)
+            return solve_fn(grads, state, losses_after)
         if solve is False:
-            return reuse_fn(grads, state)
+            return reuse_fn(grads, state, losses_after)
         return lax.cond(
-            state.step % update_every == 0, lambda s: solve_fn(grads, s), lambda s: reuse_fn(grads, s), state
+            state.step % update_every == 0,
+            lambda s: solve_fn(grads, s, losses_after),
+            lambda s: reuse_fn(grads, s, losses_after),
+            state,
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def jacobian_method(
+    name: str,
+    rule: JacobianRule,
+    *,
+    num_tasks: int | None,
+    reads_losses: bool = False,
+    seed: Scalar | None = None,
+    init_memory: InitMemory | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Lifts a rule that reads the whole Jacobian to an optax transformation of task gradients.
+
+    Args:
+      name: the method's name, for errors.
+      rule: the rule; its `grads` hold their Jacobian.
+      num_tasks: K, or None to take it from the gradients; then the state holds no weights.
+      reads_losses: whether the rule needs the losses.
+      seed: seed of the PRNG key in the state, None for a deterministic rule.
+      init_memory: what the rule remembers at the start, None for a rule without memory.
+
+    Returns:
+      A transformation whose `update(grads, state, params, *, losses=None)` takes `TaskGradients` or a plain Jacobian
+      and returns one gradient.
+
+    Raises:
+      ValueError: if the rule has a memory and `num_tasks` is missing.
+    """
+    init_fn = _initializer(name, num_tasks, seed, init_memory)
+
+    def update_fn(
+        updates: Any, state: Any, params: PyTree | None = None, *, losses: Any = None, **extra_args: Any
+    ) -> tuple[PyTree, Any]:
+        del extra_args
+        grads = as_task_gradients(updates, params, losses)
+        _check_tasks(name, grads, state, reads_losses)
+        key, subkey = (None, None) if state.key is None else jax.random.split(state.key)
+        grads = grads.materialize()
+        gradient, weights, memory = rule(
+            state.memory, grads=grads, losses=_losses(grads), params=params, key=subkey, step=state.step
+        )
+        return gradient, _advanced(state, weights, key, memory)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _initializer(
+    name: str, num_tasks: int | None, seed: Scalar | None, init_memory: InitMemory | None
+) -> Callable[..., Any]:
+    if num_tasks is not None and is_concrete(num_tasks) and int(num_tasks) < 1:
+        raise ValueError(f"{name}: num_tasks must be at least 1, got {num_tasks}")
+    if init_memory is not None and num_tasks is None:
+        raise ValueError(f"{name} remembers something of every task; pass num_tasks=K")
+
+    def init_fn(params: PyTree) -> Any:
+        weights, memory = None, None
+        if num_tasks is not None:
+            count = static_int(num_tasks, name, "num_tasks")
+            weights = jnp.ones(count, state_dtype(params))
+            memory = None if init_memory is None else init_memory(count, params)
+        key = None if seed is None else jax.random.PRNGKey(seed)
+        return MethodState(step=jnp.zeros((), jnp.int32), weights=weights, key=key, memory=memory)
+
+    return init_fn
+
+
+def _advanced(state: MethodState, weights: jax.Array, key: jax.Array | None, memory: Any) -> MethodState:
+    """The state after an update, in the dtypes it had."""
+    kept = None if state.weights is None else weights.astype(state.weights.dtype)
+    memory = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), memory, state.memory)
+    return MethodState(state.step + 1, kept, key, memory)
+
+
+def _check_tasks(
+    name: str,
+    grads: TaskGradients,
+    state: MethodState,
+    reads_losses: bool,
+    task_names: tuple[str, ...] | None = None,
+) -> None:
+    if state.weights is not None and state.weights.shape != (grads.num_tasks,):
+        raise ValueError(
+            f"{name}: built with num_tasks={state.weights.shape[0]}, but got the gradients of {grads.num_tasks}"
+        )
+    if reads_losses and grads.losses is None:
+        raise ValueError(
+            f"{name} weighs by the losses: pass them, as in tx.update(grads, state, params, losses=losses)"
+        )
+    if task_names is not None and grads.tasks not in (None, task_names):
+        raise ValueError(f"{name}: weights are named {list(task_names)}, but the tasks are {list(grads.tasks or ())}")
+
+
+def _losses(grads: TaskGradients) -> jax.Array | None:
+    """The (K,) losses as constants, in float32 at least."""
+    if grads.losses is None:
+        return None
+    return lax.stop_gradient(grads.losses.astype(jnp.promote_types(grads.losses.dtype, jnp.float32)))
+
+
+def _materialized(grads: tuple[TaskGradients, ...]) -> tuple[TaskGradients, ...]:
+    return tuple(each.materialize() for each in grads)
+
+
+def _is_jacobian_of(updates: tuple[Any, ...], params: PyTree | None) -> bool:
+    """Whether a tuple is one Jacobian of parameters that are a tuple, and not several Jacobians."""
+    return params is not None and jax.tree.structure(updates) == jax.tree.structure(params)
+
+
+def positive(losses: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Losses for rules on their logarithms or ratios.
+
+    Args:
+      losses: (K,).
+
+    Returns:
+      The losses with 1 in place of any that is not positive and finite, and the (K,) mask of those that are. Rules give
+      a masked task the weight 0.
+    """
+    live = (losses > 0) & (losses < jnp.inf)
+    return jnp.where(live, losses, 1), live
+
+
+def finite(weights: jax.Array) -> jax.Array:
+    """Weights beyond the dtype's range, cut to its largest number."""
+    limit = jnp.finfo(weights.dtype).max
+    return jnp.clip(weights, -limit, limit)
 
 
 def as_task_gradients(updates: Any, params: PyTree | None, losses: Any) -> TaskGradients:
