@@ -54,6 +54,9 @@ class Method:
       permutable: whether permuting the tasks leaves the result as it is (false for rules that draw an order).
       homogeneous: whether scaling all gradients scales the result by the same factor.
       plain_jacobian: whether it accepts an explicit Jacobian in place of `TaskGradients`.
+      losses_after: whether it wants the extra argument `losses_after`, the losses of the batch before at the current
+        parameters, for one more forward pass.
+      batches: independent batches its estimate is unbiased with; `update` then takes a tuple of gradients.
     """
 
     build: Callable[..., optax.GradientTransformationExtraArgs]
@@ -62,6 +65,8 @@ class Method:
     permutable: bool = True
     homogeneous: bool = True
     plain_jacobian: bool = True
+    losses_after: bool = False
+    batches: int = 1
 
     @property
     def backward_passes(self) -> str:

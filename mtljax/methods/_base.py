@@ -1,6 +1,6 @@
 """How a weighting rule becomes an optax transformation, once for all methods."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -95,7 +95,7 @@ def weighting(
         return scale_own(memory) if callable(scale_own) else scale_own
 
     def solve_fn(
-        grads: tuple[TaskGradients, ...], state: MethodState, losses_after: jax.Array | None
+        grads: Sequence[TaskGradients], state: MethodState, losses_after: jax.Array | None
     ) -> tuple[PyTree, MethodState]:
         key, subkey = (None, None) if state.key is None else jax.random.split(state.key)
         if needs == "gramian":
@@ -115,7 +115,7 @@ def weighting(
         return gradient, _advanced(state, weights, key, memory)
 
     def reuse_fn(
-        grads: tuple[TaskGradients, ...], state: MethodState, losses_after: jax.Array | None
+        grads: Sequence[TaskGradients], state: MethodState, losses_after: jax.Array | None
     ) -> tuple[PyTree, MethodState]:
         del losses_after
         weights = state.weights
@@ -136,8 +136,8 @@ def weighting(
     ) -> tuple[PyTree, Any]:
         del extra_args
         split = batches and isinstance(updates, tuple) and not _is_jacobian_of(updates, params)
-        grads = tuple(as_task_gradients(each, params, losses) for each in (updates if split else (updates,)))
-        if len(grads) > 3:
+        grads = [as_task_gradients(each, params, losses) for each in (updates if split else (updates,))]
+        if not 1 <= len(grads) <= 3:
             raise ValueError(f"{name}: takes the gradients of 1, 2 or 3 independent batches, got {len(grads)}")
         for each in grads:
             _check_tasks(name, each, state, reads_losses or needs == "losses", task_names)
@@ -254,8 +254,8 @@ def _losses(grads: TaskGradients) -> jax.Array | None:
     return lax.stop_gradient(grads.losses.astype(jnp.promote_types(grads.losses.dtype, jnp.float32)))
 
 
-def _materialized(grads: tuple[TaskGradients, ...]) -> tuple[TaskGradients, ...]:
-    return tuple(each.materialize() for each in grads)
+def _materialized(grads: Sequence[TaskGradients]) -> Sequence[TaskGradients]:
+    return [each.materialize() for each in grads]
 
 
 def _is_jacobian_of(updates: tuple[Any, ...], params: PyTree | None) -> bool:

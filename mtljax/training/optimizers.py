@@ -29,7 +29,7 @@ def names() -> tuple[str, ...]:
 
 
 def transformation(
-    method: MethodConfig, optimizer: OptimizerConfig, *, num_tasks: int, total_steps: int, seed: int
+    method: MethodConfig, optimizer: OptimizerConfig, *, num_tasks: int, steps_per_epoch: int, epochs: int, seed: int
 ) -> optax.GradientTransformationExtraArgs:
     """Task gradients in, parameter updates out.
 
@@ -37,7 +37,8 @@ def transformation(
       method: the multi-task method.
       optimizer: the optimizer and what surrounds it.
       num_tasks: K.
-      total_steps: length of the schedule.
+      steps_per_epoch: updates an epoch: the `window` of methods that average losses, unless the options set it.
+      epochs: with it, the length of the schedule.
       seed: seed of the method's PRNG key.
 
     Returns:
@@ -46,24 +47,26 @@ def transformation(
     Raises:
       ValueError: on unknown names, naming the nearest valid one, or invalid values.
     """
-    stages: list[optax.GradientTransformation] = [_injected_method(method, num_tasks, seed)]
+    stages: list[optax.GradientTransformation] = [_injected_method(method, num_tasks, seed, steps_per_epoch)]
     if optimizer.clip_norm is not None:
         stages.append(optax.inject_hyperparams(optax.clip_by_global_norm)(max_norm=optimizer.clip_norm))
     stages.append(_injected_optimizer(optimizer))
-    factor = _schedule(optimizer, total_steps)
+    factor = _schedule(optimizer, steps_per_epoch * epochs)
     if factor is not None:
         stages.append(optax.scale_by_schedule(factor))
     return optax.chain(*stages)
 
 
-def _injected_method(config: MethodConfig, num_tasks: int, seed: int) -> optax.GradientTransformationExtraArgs:
+def _injected_method(
+    config: MethodConfig, num_tasks: int, seed: int, steps_per_epoch: int
+) -> optax.GradientTransformationExtraArgs:
     build = methods.describe(config.name).build
     check_options(f"method {config.name}", config.options, build, exclude=("num_tasks",))
     methods.create(config.name, num_tasks, **config.options)  # checks values
     parameters = inspect.signature(build).parameters
-    seeded = {"seed": seed} if "seed" in parameters else {}
+    own = {name: value for name, value in (("seed", seed), ("window", steps_per_epoch)) if name in parameters}
     static = tuple(name for name in _STATIC if name in parameters)
-    return optax.inject_hyperparams(build, static_args=static)(num_tasks=num_tasks, **{**seeded, **config.options})
+    return optax.inject_hyperparams(build, static_args=static)(num_tasks=num_tasks, **{**own, **config.options})
 
 
 def _injected_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:

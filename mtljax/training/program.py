@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from mtljax import models
+from mtljax import methods, models
 from mtljax import tasks as task_kinds
 from mtljax.data import MultiTaskData, Split
 from mtljax.data.batches import batch_indices, epoch_permutation, evaluation_batches, position, steps_per_epoch, take
@@ -105,8 +105,14 @@ def build_program(config: TrainConfig, data: MultiTaskData) -> Program:
     model = build_model(config, data.spec, axis_name)
     mode: Mode = config.mode
     tx = build_transformation(config, data)
-    step = make_step(model, data.tasks, tx, mode=mode, axis_name=axis_name)
     per_device = config.batch_size // len(devices)
+    batches = methods.describe(config.method.name).batches
+    if per_device < batches:
+        raise ValueError(
+            f"method {config.method.name} cuts each device's batch into {batches} independent ones, but "
+            f"batch_size={config.batch_size} leaves {per_device} a device: use at least {batches * len(devices)}"
+        )
+    step = make_step(model, data.tasks, tx, mode=mode, axis_name=axis_name, batches=batches)
 
     def advance(state: TrainState, split: Split, permutation: jax.Array) -> tuple[TrainState, Any]:
         _, batch = position(state.step, num_examples, config.batch_size)
@@ -134,9 +140,13 @@ def build_evaluation(model: MultiTaskModel, tasks: Mapping[str, Task]) -> Evalua
 
 def build_transformation(config: TrainConfig, data: MultiTaskData) -> optax.GradientTransformationExtraArgs:
     """The optax chain of a run."""
-    total_steps = steps_per_epoch(data.splits["train"].num_examples, config.batch_size) * config.epochs
     return transformation(
-        config.method, config.optimizer, num_tasks=len(data.tasks), total_steps=total_steps, seed=config.seed
+        config.method,
+        config.optimizer,
+        num_tasks=len(data.tasks),
+        steps_per_epoch=steps_per_epoch(data.splits["train"].num_examples, config.batch_size),
+        epochs=config.epochs,
+        seed=config.seed,
     )
 
 
@@ -168,6 +178,7 @@ def init_state(config: TrainConfig, data: MultiTaskData, program: Program) -> Tr
         opt_state=build_transformation(config, data).init(params),
         key=train_key,
         monitor=new_monitor(len(data.tasks)),
+        losses_after=jnp.zeros(len(data.tasks)) if methods.describe(config.method.name).losses_after else None,
     )
     # On the host all leaves are strongly typed: a weak type would compile the step a second time.
     return jax.device_get(state)

@@ -36,6 +36,7 @@ class TrainState(NamedTuple):
       opt_state: state of the method and the optimizer, hyperparameters included.
       key: uint32 PRNG key; dropout at step t uses it folded with t.
       monitor: see `Monitor`.
+      losses_after: (K,) losses of the last batch at the parameters it led to, for methods that want them; else None.
     """
 
     step: jax.Array
@@ -44,6 +45,7 @@ class TrainState(NamedTuple):
     opt_state: PyTree
     key: jax.Array
     monitor: Monitor
+    losses_after: jax.Array | None = None
 
 
 def new_monitor(num_tasks: int) -> Monitor:

@@ -155,7 +155,7 @@ def test_schedules_end_lower_than_they_begin(tiny, schedule):
     from mtljax.training.optimizers import transformation
 
     config = OptimizerConfig("sgd", learning_rate=0.5, schedule=schedule, warmup_steps=2)
-    tx = transformation(MethodConfig("ew"), config, num_tasks=1, total_steps=18, seed=0)
+    tx = transformation(MethodConfig("ew"), config, num_tasks=1, steps_per_epoch=18, epochs=1, seed=0)
     params = np.zeros(1, np.float32)
     state, sizes = tx.init(params), []
     for _ in range(18):
