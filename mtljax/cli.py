@@ -1,6 +1,7 @@
 """The command line: mtljax train | evaluate | ablate | report | methods."""
 
 import argparse
+import inspect
 import logging
 import os
 import shlex
@@ -127,16 +128,29 @@ def _report(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _methods(options: argparse.Namespace, overrides: list[str]) -> int:
-    del options, overrides
+    del overrides
     from mtljax import methods
+    from mtljax.methods import catalogue
 
+    if options.name is not None:
+        build = methods.describe(options.name).build
+        print(f"{catalogue.signature(options.name)}\n\n{inspect.getdoc(build)}")
+        return 0
+    if options.markdown:
+        print(catalogue.markdown(), end="")
+        return 0
     table = Table(title="multi-task methods")
-    for column in ("name", "needs", "backward passes", "paper"):
+    for column in ("name", "family", "needs", "backward passes", "properties", "paper"):
         table.add_column(column)
     for name in methods.names():
         method = methods.describe(name)
-        table.add_row(name, method.needs, method.backward_passes, f"arXiv:{method.paper}")
-    Console().print(table)
+        properties = ", ".join(prop for prop in methods.PROPERTIES if prop in method.properties)
+        table.add_row(name, method.family, method.needs, method.backward_passes, properties, method.paper)
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console.print(table)
+    for prop, meaning in methods.PROPERTIES.items():
+        console.print(f"{prop}: {meaning}", highlight=False)
+    console.print("One method in full: mtljax methods NAME", highlight=False)
     return 0
 
 
@@ -189,7 +203,9 @@ def _parser() -> argparse.ArgumentParser:
     report = command("report", _report, "rebuild the report of a study from its records", "mtljax report runs/digits")
     report.add_argument("directory", metavar="DIR", help="directory of a study")
 
-    command("methods", _methods, "list the multi-task methods", "mtljax methods")
+    listing = command("methods", _methods, "list the multi-task methods, or explain one", "mtljax methods cagrad")
+    listing.add_argument("name", nargs="?", metavar="NAME", help="the method to explain")
+    listing.add_argument("--markdown", action="store_true", help="print the tables of docs/methods.md")
     return parser
 
 

@@ -270,10 +270,10 @@ def positive(losses: jax.Array) -> tuple[jax.Array, jax.Array]:
       losses: (K,).
 
     Returns:
-      The losses with 1 in place of any that is not positive and finite, and the (K,) mask of those that are. Rules give
-      a masked task the weight 0.
+      The losses with 1 in place of any that is not positive, normal and finite, and the (K,) mask of those that are.
+      Rules give a masked task the weight 0.
     """
-    live = (losses > 0) & (losses < jnp.inf)
+    live = (losses >= jnp.finfo(losses.dtype).tiny) & (losses < jnp.inf)  # the logarithm of a subnormal may be -inf
     return jnp.where(live, losses, 1), live
 
 
@@ -317,7 +317,11 @@ def is_concrete(value: Any) -> bool:
 
 def check(condition: Callable[[], bool], value: Any, message: str) -> None:
     """Raises ValueError with `message` and the value when a concrete value fails `condition`."""
-    if is_concrete(value) and not condition():
+    if not is_concrete(value):
+        return
+    with jax.ensure_compile_time_eval():  # a concrete value inside a jitted constructor is still concrete
+        valid = condition()
+    if not valid:
         raise ValueError(f"{message}, got {value}")
 
 

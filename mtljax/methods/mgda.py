@@ -2,22 +2,31 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import Gramian
-from mtljax.methods._base import weighting
+from mtljax.methods._base import check_choice, finite, positive, weighting
 from mtljax.solvers import min_norm_weights
 
+NORMALIZERS = ("none", "l2", "loss", "loss+")
 
-def mgda(*, num_tasks: int | None = None, update_every: int | None = None) -> optax.GradientTransformationExtraArgs:
+
+def mgda(
+    normalize: str = "none", *, num_tasks: int | None = None, update_every: int | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Multiple-gradient descent (Désidéri 2012; Sener & Koltun, arXiv:1810.04650).
 
-    d = Σ_k w_k g_k with w = argmin ‖Σ_k w_k g_k‖² over the simplex. Then ⟨d, g_k⟩ ≥ ‖d‖² for every task, with equality
-    where w_k > 0, and d = 0 exactly at Pareto-stationary points. Cost: K backward passes and one K x K problem.
+    d = Σ_k w_k g_k with w = argmin ‖Σ_k w_k g_k / c_k‖² over the simplex, and c_k = 1, the paper's rule. Then
+    ⟨d, g_k⟩ ≥ ‖d‖² for every task, with equality where w_k > 0, and d = 0 exactly at Pareto-stationary points. The
+    official code offers other c_k, which change the weights a lot: with them d can conflict with a task. As there, the
+    weights combine the gradients themselves, not g_k / c_k. Cost: K backward passes and one K x K problem.
 
     The weights sum to one, so d is shorter than the gradients it combines. A task whose gradient is zero (no label in
-    the batch, say) is left out instead of stopping all others; if all are zero, d = 0 and the weights are uniform.
-    Official code finds the weights by Frank-Wolfe iterations; here the quadratic program is solved exactly.
+    the batch, say) is left out instead of stopping all others, and so is one whose loss is not positive where c_k
+    needs it; if none is left, the weights are uniform. Official code finds the weights by Frank-Wolfe iterations; here
+    the quadratic program is solved exactly.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[2.0, 0.0], [0.0, 1.0]])
@@ -27,14 +36,38 @@ def mgda(*, num_tasks: int | None = None, update_every: int | None = None) -> op
     [0.4, 0.8]
 
     Args:
+      normalize: c_k: "none" for 1, "l2" for ‖g_k‖, "loss" for L_k, "loss+" for L_k ‖g_k‖. The last two need
+        `losses=` at every update.
       num_tasks: K; needed to read the weights from the state and for `update_every`.
       update_every: solve every n updates and reuse the weights in between; None solves at every update.
 
     Returns:
       A transformation from K task gradients to one gradient; a task's own parameters get their own gradient unscaled.
+
+    Raises:
+      ValueError: if `normalize` is unknown.
     """
+    check_choice("mgda", "normalize", normalize, NORMALIZERS)
+    reads_losses = normalize in ("loss", "loss+")
 
-    def weigh(memory: Any, *, gramian: Gramian, **_: Any) -> Any:
-        return min_norm_weights(gramian.cosines, gramian.norms), memory
+    def weigh(memory: Any, *, gramian: Gramian, losses: jax.Array | None, **_: Any) -> Any:
+        cosines, norms = gramian
+        live = norms > 0
+        if normalize in ("l2", "loss+"):
+            norms = live.astype(norms.dtype)
+        if reads_losses:
+            assert losses is not None
+            losses, usable = positive(losses)
+            live &= usable
+            # Only ratios matter; taken in this order they leave the range at the far ends alone.
+            norms = finite(norms / _largest(norms, live) / (losses / _largest(losses, live)))
+            cosines, norms = jnp.where(live[:, None] & live, cosines, 0), jnp.where(live, norms, 0)
+        return min_norm_weights(cosines, norms), memory
 
-    return weighting("mgda", weigh, needs="gramian", num_tasks=num_tasks, update_every=update_every)
+    return weighting(
+        "mgda", weigh, needs="gramian", num_tasks=num_tasks, reads_losses=reads_losses, update_every=update_every
+    )
+
+
+def _largest(values: jax.Array, live: jax.Array) -> jax.Array:
+    return jnp.where(jnp.any(live), jnp.max(jnp.where(live, values, 0)), 1)

@@ -37,3 +37,32 @@ DEGENERATE = {
     "beyond the range of ratios": _BASE * np.array([[1e-30], [1.0], [1e15]]),
     "one zero, one tiny": np.array([np.zeros(6), 1e-30 * _BASE[1], _BASE[2]]),
 }
+
+
+def aligned(num_tasks: int, size: int, seed: int = 0) -> np.ndarray:
+    """Rows of which no two conflict, though coordinates do: a rotated matrix without a negative entry."""
+    rotation = np.linalg.qr(gaussian(size, size, seed + 2000))[0]
+    return np.abs(gaussian(num_tasks, size, seed)) @ rotation
+
+
+def low_rank(num_tasks: int, size: int, seed: int = 0) -> np.ndarray:
+    """Rows in a space of half their number of dimensions, all on one side of a hyperplane."""
+    rank = max(num_tasks // 2, 1) + 1
+    coordinates = gaussian(num_tasks, rank, seed)
+    coordinates[:, 0] = np.abs(coordinates[:, 0]) + 0.1
+    return coordinates @ gaussian(rank, size, seed + 1000)
+
+
+def stationary(num_tasks: int, size: int, seed: int = 0) -> np.ndarray:
+    """Rows of which a convex combination is zero: every direction that helps one task harms another."""
+    jacobian = gaussian(num_tasks, size, seed)
+    weights = np.random.default_rng(seed).uniform(0.5, 2, num_tasks)
+    jacobian[-1] = -weights[:-1] @ jacobian[:-1] / weights[-1]
+    return jacobian
+
+
+def duplicated(num_tasks: int, size: int, seed: int = 0) -> np.ndarray:
+    """Rows of which the last repeats the first at another length."""
+    jacobian = gaussian(num_tasks, size, seed)
+    jacobian[-1] = 3 * jacobian[0]
+    return jacobian

@@ -7,28 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from samplers import DEGENERATE, conflicting, gaussian, mixed_scales
+from samplers import DEGENERATE, conflicting, gaussian
+from trajectories import OPTIONS, ending_in, run
 
 import mtljax as mtl
 from mtljax.methods import MethodState
 
 NAMES = mtl.methods.names()
+GRAMIAN = [name for name in NAMES if mtl.methods.describe(name).needs == "gramian"]
 K = 3
 LOSSES = np.array([0.5, 2.0, 1.0], np.float32)
 
 
-def updated(name, jacobians, dtype=jnp.float32, **hyperparameters):
-    """The gradients a fresh method makes of a stack of plain Jacobians (..., K, d), in one compiled program."""
-    jacobians = jnp.asarray(jacobians, dtype)
-    *batch, num_tasks, size = jacobians.shape
-    tx = mtl.methods.create(name, num_tasks=num_tasks, **hyperparameters)
-    losses = jnp.resize(jnp.asarray(LOSSES, dtype), num_tasks)
-
-    def one(jacobian):
-        return tx.update(jacobian, tx.init(jnp.zeros(size, dtype)), losses=losses)[0]
-
-    found = jax.jit(jax.vmap(one))(jacobians.reshape(-1, num_tasks, size))
-    return np.asarray(found, np.float64).reshape(*batch, size)
+@functools.cache
+def compiled(name):
+    """A method for K tasks with parameters of size 6, and its update in one program."""
+    tx = mtl.methods.create(name, num_tasks=K, **OPTIONS.get(name, {}))
+    return tx, jax.jit(lambda jacobian, state: tx.update(jacobian, state, losses=jnp.asarray(LOSSES)))
 
 
 def tree_problem():
@@ -49,91 +44,70 @@ def test_updates_have_the_structure_shapes_and_dtypes_of_the_parameters(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_dtypes_are_kept_and_the_state_is_at_least_float32(name, dtype):
     with jax.enable_x64(True):
         params = jnp.zeros(6, dtype)
         tx = mtl.methods.create(name, num_tasks=K)
         state = tx.init(params)
-        gradient, state = tx.update(jnp.asarray(gaussian(K, 6), dtype), state, params, losses=LOSSES)
+        gradient, after = jax.jit(tx.update)(jnp.asarray(gaussian(K, 6), dtype), state, params, losses=LOSSES)
         assert gradient.dtype == jnp.dtype(dtype)
-        assert state.weights.dtype == jnp.promote_types(dtype, jnp.float32)
+        assert after.weights.dtype == jnp.promote_types(dtype, jnp.float32)
+        assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), after) == jax.tree.map(
+            lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), state
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_jit_equals_eager(name):
-    params, jacobian = tree_problem()
-    tx = mtl.methods.create(name, num_tasks=K)
-    eager = tx.update(jacobian, tx.init(params), params, losses=LOSSES)
-    jitted = jax.jit(tx.update)(jacobian, tx.init(params), params, losses=LOSSES)
-    for a, b in zip(jax.tree.leaves(eager), jax.tree.leaves(jitted), strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)  # fused float32 arithmetic rounds differently
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_vmap_equals_a_loop(name):
-    jacobians = jnp.asarray(np.stack([gaussian(K, 6, seed) for seed in range(4)]), jnp.float32)
-    tx = mtl.methods.create(name, num_tasks=K)
-    states = jax.vmap(lambda _: tx.init(jnp.zeros(6)))(jnp.arange(4))
-    update = functools.partial(tx.update, losses=LOSSES)
-    batched, _ = jax.vmap(update)(jacobians, states)
-    looped = jnp.stack([update(jacobian, tx.init(jnp.zeros(6)))[0] for jacobian in jacobians])
-    np.testing.assert_allclose(batched, looped, rtol=2e-5, atol=2e-6)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_state_keeps_its_structure_shapes_and_dtypes_through_scan(name):
-    jacobians = jnp.asarray(np.stack([gaussian(K, 6, seed) for seed in range(4)]), jnp.float32)
-    tx = mtl.methods.create(name, num_tasks=K)
-
-    def step(state, jacobian):
-        gradient, state = tx.update(jacobian, state, losses=jnp.asarray(LOSSES))
-        return state, gradient
-
-    state, gradients = jax.lax.scan(step, tx.init(jnp.zeros(6)), jacobians)
-    assert int(state.step) == 4
-    assert bool(jnp.all(jnp.isfinite(gradients)))
+def test_jit_scan_and_vmap_equal_eager(name):
+    jacobians = ending_in(gaussian(K, 6, seed=9))
+    tx, update = compiled(name)
+    losses = jnp.asarray(LOSSES)
+    eager_state, jit_state = tx.init(jnp.zeros(6)), tx.init(jnp.zeros(6))
+    scanned = run(name, jacobians[None], LOSSES)[0]
+    for jacobian, from_scan in zip(jnp.asarray(jacobians, jnp.float32), scanned, strict=True):
+        eager, eager_state = tx.update(jacobian, eager_state, losses=losses)
+        jitted, jit_state = update(jacobian, jit_state)
+        scale = float(jnp.abs(eager).max())
+        np.testing.assert_allclose(jitted, eager, rtol=2e-5, atol=2e-5 * scale)  # fused float32 rounds differently
+        np.testing.assert_allclose(from_scan, eager, rtol=2e-5, atol=2e-5 * scale)
+    assert int(eager_state.step) == len(jacobians)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_degenerate_gradients_give_finite_updates(name, dtype):
-    with jax.enable_x64(dtype == "float64"):
-        gradients = updated(name, np.stack(list(DEGENERATE.values())), dtype)
-    for case, gradient in zip(DEGENERATE, gradients, strict=True):
-        assert np.all(np.isfinite(gradient)), case
-        if case == "all zero":
-            np.testing.assert_array_equal(gradient, np.zeros(6))
+    always = np.stack([np.stack([jacobian] * 4) for jacobian in DEGENERATE.values()])
+    suddenly = np.stack([ending_in(jacobian) for jacobian in DEGENERATE.values()])
+    for gradients in (run(name, always, dtype=dtype), run(name, suddenly, dtype=dtype)):
+        for case, gradient in zip(DEGENERATE, gradients, strict=True):
+            assert np.all(np.isfinite(gradient)), case
+    np.testing.assert_array_equal(run(name, always, dtype=dtype)[list(DEGENERATE).index("all zero")], 0)
 
 
-SAMPLES = np.stack([sampler(K, 6, seed) for sampler in (gaussian, conflicting, mixed_scales) for seed in range(4)])
+BAD_LOSSES = np.array([[0.0, 1.0, 2.0], [-1.0, 1.0, 2.0], [0.0, 0.0, 0.0], [1e-30, 1.0, 1e30], [-1e30, -1.0, -2.0]])
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if mtl.methods.describe(n).homogeneous])
-def test_scaling_all_gradients_scales_the_update(name):
-    # Powers of two near 1e-8 .. 1e8 scale float32 exactly; what is left is rounding inside the solvers.
-    scales = 2.0 ** np.round(np.log2([1e-8, 1e-4, 1.0, 1e4, 1e8]))[:, None]
-    scaled = updated(name, scales[:, None, None] * SAMPLES) / scales[:, None]
-    expected = scaled[2]
-    error = np.linalg.norm(scaled - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
-    assert error.max() < 1e-4
-
-
-@pytest.mark.parametrize("name", [n for n in NAMES if mtl.methods.describe(n).permutable])
-def test_the_order_of_the_tasks_does_not_matter(name):
-    orders = ([0, 1, 2], [2, 0, 1], [1, 0, 2])
-    found = updated(name, np.stack([SAMPLES[:, order] for order in orders]))
-    error = np.linalg.norm(found - found[0], axis=-1) / np.linalg.norm(found[0], axis=-1)
-    assert error.max() < 1e-3  # what the float32 solvers promise
+@pytest.mark.parametrize("name", NAMES)
+def test_losses_that_are_not_positive_or_of_any_size_give_finite_updates(name):
+    losses = np.concatenate(
+        [np.stack([bad] * 4)[None] for bad in BAD_LOSSES] + [np.stack([LOSSES] * 3 + [bad])[None] for bad in BAD_LOSSES]
+    )
+    jacobians = np.stack([ending_in(gaussian(K, 6, seed=9))] * len(losses))
+    assert np.all(np.isfinite(run(name, jacobians, losses)))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_task_gets_its_own_direction(name):
     jacobian = gaussian(1, 6)
-    gradient = updated(name, jacobian)
-    scale = gradient @ jacobian[0] / (jacobian[0] @ jacobian[0])
-    assert scale > 0
-    np.testing.assert_allclose(gradient, scale * jacobian[0], rtol=1e-5)
+    tx = mtl.methods.create(name, num_tasks=1)
+    gradient, _ = jax.jit(tx.update)(jnp.asarray(jacobian, jnp.float32), tx.init(jnp.zeros(6)), losses=LOSSES[:1])
+    if "row span" in mtl.methods.describe(name).properties:
+        scale = gradient @ jacobian[0] / (jacobian[0] @ jacobian[0])
+        assert scale > 0
+        np.testing.assert_allclose(gradient, scale * jacobian[0], rtol=1e-5)
+    else:
+        assert gradient @ jacobian[0] > 0
 
 
 @pytest.mark.parametrize("name", mtl.methods.names(plain_jacobian=True))
@@ -157,26 +131,25 @@ def test_plain_jacobian_and_task_gradients_agree_when_everything_is_shared(name)
 def test_a_checkpoint_in_the_middle_changes_nothing(name, tmp_path):
     import orbax.checkpoint as ocp
 
-    jacobians = [jnp.asarray(gaussian(K, 6, seed), jnp.float32) for seed in range(6)]
-    tx = mtl.methods.create(name, num_tasks=K)
-    update = jax.jit(tx.update)
+    jacobians = [jnp.asarray(gaussian(K, 6, seed), jnp.float32) for seed in range(8)]
+    tx, update = compiled(name)
 
-    def run(state, some):
+    def advance(state, some):
         gradients = []
         for jacobian in some:
-            gradient, state = update(jacobian, state, losses=LOSSES)
+            gradient, state = update(jacobian, state)
             gradients.append(gradient)
         return gradients, state
 
-    expected, _ = run(tx.init(jnp.zeros(6)), jacobians)
-    _, state = run(tx.init(jnp.zeros(6)), jacobians[:3])
+    expected, _ = advance(tx.init(jnp.zeros(6)), jacobians)
+    _, state = advance(tx.init(jnp.zeros(6)), jacobians[:4])
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", state)
         checkpointer.wait_until_finished()
         template = jax.tree.map(jnp.zeros_like, state)
         restored = checkpointer.restore(tmp_path / "state", template)
-    continued, _ = run(restored, jacobians[3:])
-    for a, b in zip(continued, expected[3:], strict=True):
+    continued, _ = advance(restored, jacobians[4:])
+    for a, b in zip(continued, expected[4:], strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -190,7 +163,9 @@ def test_methods_work_without_num_tasks_unless_they_say_why(name):
         return
     gradient, state = tx.update(jacobian, tx.init(jnp.zeros(6)), losses=LOSSES)
     assert state.weights is None
-    np.testing.assert_allclose(gradient, updated(name, jacobian), rtol=2e-5, atol=2e-6)
+    counted, update = compiled(name)
+    expected, _ = update(jacobian, counted.init(jnp.zeros(6)))
+    np.testing.assert_allclose(gradient, expected, rtol=2e-5, atol=1e-5 * float(jnp.abs(expected).max()))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -218,9 +193,10 @@ def problem():
 
 
 COMPOSITIONS = {
-    "clipping": lambda method: optax.chain(method, optax.clip_by_global_norm(1.0), optax.adam(1e-2)),
+    "clipping and apply_if_finite": lambda method: optax.chain(
+        method, optax.clip_by_global_norm(1.0), optax.apply_if_finite(optax.adam(1e-2), 5)
+    ),
     "schedule": lambda method: optax.chain(method, optax.sgd(optax.linear_schedule(1e-2, 0.0, 20))),
-    "apply_if_finite": lambda method: optax.chain(method, optax.apply_if_finite(optax.adam(1e-2), 5)),
     "multi_steps": lambda method: optax.chain(
         method, optax.MultiSteps(optax.adam(1e-2), every_k_schedule=2).gradient_transformation()
     ),
@@ -230,10 +206,13 @@ COMPOSITIONS = {
         optax.masked(optax.add_decayed_weights(1e-3), {"shared": True, "a": False, "b": False}),
     ),
 }
+# What follows a method sees one gradient whatever the method is: one composition for all, all for one of each kind.
+COMPOSED = [(name, "clipping and apply_if_finite") for name in NAMES] + [
+    (name, composition) for composition in list(COMPOSITIONS)[1:] for name in ("ew", "cagrad", "graddrop")
+]
 
 
-@pytest.mark.parametrize("composition", COMPOSITIONS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "composition"), COMPOSED)
 def test_optax_wrappers_work_around_what_follows_the_method(name, composition):
     params, step = problem()
     x = jax.random.normal(jax.random.PRNGKey(2), (16, 4))
@@ -281,20 +260,21 @@ def test_eight_devices_equal_one(name):
 
     state = tx.init(params)
     many = jax.pmap(parallel, axis_name="i", in_axes=(None, None, 0))(params, state, x.reshape(8, 2, 4))
-    one = step(tx, params, state, x)[0]
+    one = jax.jit(functools.partial(step, tx))(params, state, x)[0]
     for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
         np.testing.assert_allclose(a, np.broadcast_to(b, a.shape), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if mtl.methods.describe(n).needs == "gramian"])
+@pytest.mark.parametrize("name", GRAMIAN)
 def test_update_every_reuses_the_weights_in_between(name):
     jacobians = [jnp.asarray(conflicting(K, 6, seed), jnp.float32) for seed in range(5)]
     tx = mtl.methods.create(name, num_tasks=K, update_every=3)
     inside, hosted = tx.init(jnp.zeros(6)), tx.init(jnp.zeros(6))
+    update = jax.jit(functools.partial(tx.update, losses=jnp.asarray(LOSSES)), static_argnames="solve")
     weights = []
     for step, jacobian in enumerate(jacobians):
-        gradient, inside = tx.update(jacobian, inside, losses=LOSSES)
-        expected, hosted = tx.update(jacobian, hosted, losses=LOSSES, solve=step % 3 == 0)
+        gradient, inside = update(jacobian, inside)
+        expected, hosted = update(jacobian, hosted, solve=step % 3 == 0)
         np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(gradient, inside.weights @ jacobian, rtol=1e-4, atol=1e-5)
         weights.append(np.asarray(inside.weights))
@@ -303,19 +283,23 @@ def test_update_every_reuses_the_weights_in_between(name):
     assert np.abs(weights[0] - weights[3]).max() > 1e-3
 
 
-def test_gradient_methods_leave_heads_unscaled_and_loss_weightings_scale_them():
+# adatask and mtl_io step heads with their own optimizers; db_mtl and imtl scale their losses.
+OWN_RULE_FOR_HEADS = {"adatask", "db_mtl", "imtl", "mtl_io"}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in OWN_RULE_FOR_HEADS])
+def test_gradient_methods_leave_heads_unscaled_and_loss_weightings_scale_them(name):
     params = {"shared": jnp.ones(3), "a": jnp.ones(()), "b": jnp.ones(())}
 
     def losses_fn(p):
         return {"a": p["a"] * p["shared"][0], "b": p["b"] * p["shared"][1] * 5}
 
     losses, grads = mtl.task_gradients(losses_fn, params)
-    for name in NAMES:
-        weights = {"weights": {"a": 3.0, "b": 0.5}} if name == "scalarization" else {}
-        tx = mtl.methods.create(name, num_tasks=2, **weights)
-        gradient, state = tx.update(grads, tx.init(params), params, losses=losses)
-        scale = np.ones(2) if mtl.methods.describe(name).needs == "gramian" else state.weights
-        np.testing.assert_allclose([gradient["a"], gradient["b"]], scale * np.array([1.0, 5.0]), rtol=1e-6)
+    weights = {"weights": {"a": 3.0, "b": 0.5}} if name == "scalarization" else {}
+    tx = mtl.methods.create(name, num_tasks=2, **weights)
+    gradient, state = tx.update(grads, tx.init(params), params, losses=losses)
+    scale = state.weights if mtl.methods.describe(name).family == "loss weighting" else np.ones(2)
+    np.testing.assert_allclose([gradient["a"], gradient["b"]], scale * np.array([1.0, 5.0]), rtol=1e-6)
 
 
 def test_task_weights_are_found_anywhere_in_a_chain():

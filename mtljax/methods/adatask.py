@@ -1,0 +1,48 @@
+"""AdaTask: one Adam a task, and the sum of their steps."""
+
+import math
+
+import optax
+
+from mtljax.methods._base import Scalar, check
+from mtljax.methods._jacobian import sum_of_per_task
+
+
+def adatask(
+    b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8, *, num_tasks: int | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """One Adam a task (Yang et al., arXiv:2211.15055; Elich et al., arXiv:2311.04698, Sec. 4.1).
+
+    d = Σ_k m̂_k / (√v̂_k + ε), where m̂_k and v̂_k are Adam's bias-corrected moments of g_k alone. A constant factor on a
+    task's loss cancels (but for ε), which it does not in one Adam on the summed gradient. It is
+    `chain(per_task(optax.scale_by_adam(b1, b2, eps), K), ew())` in one piece, with moments in float32 at least.
+    Cost: K backward passes, and 2 K copies of the parameters in the state (one Adam: 2).
+
+    d is a direction that replaces Adam's: follow it with `optax.sgd(learning_rate)`, not with another Adam. The
+    defaults are Adam's. A task's own parameters get the step of that task's Adam, not their gradient.
+
+    Where all gradients have been zero the step is zero, also in single coordinates. Gradients far below ε give steps
+    near zero, and a coordinate whose square leaves the dtype's range (1e19 in float32) stands still from then on.
+
+    >>> import jax.numpy as jnp, mtljax as mtl
+    >>> tx = mtl.adatask(num_tasks=2)
+    >>> gradient, _ = tx.update(jnp.array([[5.0, -1.0], [0.1, -3.0]]), tx.init(jnp.zeros(2)))
+    >>> [round(float(x), 4) for x in gradient]
+    [2.0, -2.0]
+
+    Args:
+      b1: decay of the first moments, in [0, 1). This and all that follow may be tracers.
+      b2: decay of the second moments, in [0, 1).
+      eps: ε, positive, in units of the gradient.
+      num_tasks: K.
+
+    Returns:
+      A transformation from K task gradients to one direction of the size of K Adam steps at learning rate 1.
+
+    Raises:
+      ValueError: if a value is out of its range or `num_tasks` is missing.
+    """
+    check(lambda: bool(0 <= b1 < 1), b1, "adatask: b1 must lie in [0, 1)")
+    check(lambda: bool(0 <= b2 < 1), b2, "adatask: b2 must lie in [0, 1)")
+    check(lambda: bool(0 < eps < math.inf), eps, "adatask: eps must be positive and finite")
+    return sum_of_per_task("adatask", optax.scale_by_adam(b1, b2, eps), num_tasks)

@@ -1,0 +1,47 @@
+"""BMTL: an exponential of every loss, so that the largest gets most of the attention."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtljax.methods._base import Scalar, check, weighting
+
+
+def bmtl(temperature: Scalar = 50, *, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs:
+    """Balanced multi-task learning (Liang and Zhang, arXiv:2002.04792).
+
+    d = ∇ Σ_k exp(L_k / T), so w_k = exp(L_k / T) / T: of two losses the larger has the larger weight, the more so the
+    smaller T is against their difference. Cost: one backward pass.
+
+    The weights depend on the unit of the losses, and for losses far below T all are about 1/T: lower T, or make up for
+    it in the learning rate of an optimizer that feels the length of d. Losses of any sign are fine. Weights above the
+    square root of the dtype's largest number (1.8e19 in float32, reached near L_k = 48 T for T = 50) are cut to it, so
+    that d stays finite; a task whose loss is infinite or NaN gets the weight 0.
+
+    >>> import jax.numpy as jnp, mtljax as mtl
+    >>> tx = mtl.bmtl(temperature=0.5)
+    >>> gradient, _ = tx.update(jnp.eye(2), tx.init(jnp.zeros(2)), losses=jnp.array([0.0, 1.0]))
+    >>> [round(float(x), 3) for x in gradient]
+    [2.0, 14.778]
+
+    Args:
+      temperature: T, in the unit of the losses; 50 in the implementations that cite the paper. May be a tracer.
+      num_tasks: K; only needed to read the weights from the state.
+
+    Returns:
+      A transformation from K task gradients and their losses to one gradient; a task's own parameters are scaled by its
+      weight too.
+
+    Raises:
+      ValueError: if `temperature` is not positive.
+    """
+    check(lambda: bool(0 < temperature < jnp.inf), temperature, "bmtl: temperature must be > 0 and finite")
+
+    def weigh(memory: Any, *, losses: jax.Array, **_: Any) -> Any:
+        limit = jnp.sqrt(jnp.finfo(losses.dtype).max)
+        weights = jnp.minimum(jnp.exp(losses / temperature) / temperature, limit)
+        return jnp.where(jnp.isfinite(losses), weights, 0), memory
+
+    return weighting("bmtl", weigh, needs="losses", num_tasks=num_tasks, scale_own=True)

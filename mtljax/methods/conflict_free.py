@@ -1,0 +1,54 @@
+"""ConFIG: the direction of equal cosines with every gradient, as long as the gradients reach along it."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from mtljax.gradients import Gramian
+from mtljax.methods._base import finite, weighting
+from mtljax.methods.imtl_g import equal_projections
+
+
+def conflict_free(
+    *, num_tasks: int | None = None, update_every: int | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Conflict-free inverse gradients, ConFIG (Liu et al., arXiv:2408.11104).
+
+    d = (Σ_k ⟨g_k, v⟩) v, where the unit vector v has the same positive cosine with every gradient: with U the unit
+    gradients as rows, v = U⁺ 1 / ‖U⁺ 1‖. Hence ⟨d, g_k⟩ > 0 for every task, v does not depend on the scales of the
+    losses, and d is linear in them. IMTL-G has the same direction and another length. Cost: K backward passes and one
+    K x K eigendecomposition.
+
+    The official code takes the pseudo-inverse of the K x P matrix U; here U⁺ 1 = Uᵀ C⁺ 1 with the cosines C = U Uᵀ.
+    Where gradients are dependent the cosines are as equal as least squares can make them, and conflicts are possible;
+    if the unit gradients sum to 0, d = 0. Tasks with a zero gradient are left out; if all are, d = 0.
+
+    >>> import jax.numpy as jnp, mtljax as mtl
+    >>> jacobian = jnp.array([[2.0, 0.0], [0.0, 1.0]])
+    >>> tx = mtl.conflict_free()
+    >>> gradient, _ = tx.update(jacobian, tx.init(jnp.zeros(2)))
+    >>> [round(float(x), 4) for x in gradient]
+    [1.5, 1.5]
+
+    Args:
+      num_tasks: K; needed to read the weights from the state and for `update_every`.
+      update_every: solve every n updates and reuse the weights in between; None solves at every update.
+
+    Returns:
+      A transformation from K task gradients to one gradient; a task's own parameters get their own gradient unscaled.
+    """
+
+    def weigh(memory: Any, *, gramian: Gramian, **_: Any) -> Any:
+        cosines, norms = gramian
+        live = norms > 0
+        largest = jnp.max(norms)
+        y, projections = equal_projections(cosines)
+        # ‖U⁺ 1‖² = 1ᵀ C⁺ 1. In units of the longest gradient, d = length Σ_k y_k u_k:
+        squared = jnp.sum(y)
+        length = jnp.sum(norms / jnp.where(largest > 0, largest, 1) * projections) / jnp.where(squared > 0, squared, 1)
+        cap = jnp.finfo(norms.dtype).max / len(norms) ** 2
+        ratios = jnp.minimum(largest / jnp.where(live, norms, 1), cap)
+        return finite(jnp.where(live & (squared > 0), length * y * ratios, 0)), memory
+
+    return weighting("conflict_free", weigh, needs="gramian", num_tasks=num_tasks, update_every=update_every)

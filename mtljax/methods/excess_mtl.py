@@ -1,0 +1,93 @@
+"""ExcessMTL: weight the tasks by how far each still is from its own optimum."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtljax.gradients import PyTree, TaskGradients
+from mtljax.methods._base import Scalar, check, jacobian_method, state_dtype
+from mtljax.methods._jacobian import wide, zeros_per_task
+
+
+class ExcessMTLMemory(NamedTuple):
+    """What ExcessMTL remembers.
+
+    Attributes:
+      lengths: root of the sum of all squared gradients so far, pytree like params with a leading task axis.
+      initial: (K,) first excess risks, 0 for a task without a gradient so far.
+      log_weights: (K,) logarithms of the weights.
+    """
+
+    lengths: PyTree
+    initial: jax.Array
+    log_weights: jax.Array
+
+
+def excess_mtl(learning_rate: Scalar = 0.01, *, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs:
+    """Task balancing by excess risks (He et al., arXiv:2402.02009).
+
+    Not a large loss but a large distance to the task's optimum makes it heavy, so that noisy labels, which no model
+    can fit, do not. The excess risk is estimated by E_k = Σ g_k² / √(Σ_τ g_k(τ)²), summed over the shared parameters,
+    the root being AdaGrad's. Then w_k ← w_k exp(η E_k / E_k(0)), normalised to Σ w_k = K, and d = Σ_k w_k g_k. The
+    first update only records E(0), which there is ‖g_k‖₁, and leaves the weights at 1.
+    Cost: K backward passes, and K copies of the parameters in the state.
+
+    The default η, the weights' sum and the idle first update are those of the official code and of LibMTL; TorchJD
+    normalises to 1 and moves the weights at once. They add 1e-7 under the root; here the root of the sum is
+    accumulated itself, nothing is squared, 0/0 counts as 0, and gradients of 1e-30 weigh as those of 1.
+    The weights are kept as logarithms and cannot overflow.
+
+    A task's E(0) is taken where its gradient is first nonzero; until then the exponent is 0. If all gradients are zero,
+    d = 0 and the weights stay.
+
+    >>> import jax.numpy as jnp, mtljax as mtl
+    >>> tx = mtl.excess_mtl(1.0, num_tasks=2)
+    >>> _, state = tx.update(jnp.array([[4.0, 0.0], [0.0, 1.0]]), tx.init(jnp.zeros(2)))
+    >>> gradient, state = tx.update(jnp.array([[3.0, 0.0], [0.0, 0.0]]), state)
+    >>> [round(float(w), 4) for w in state.weights]
+    [1.2213, 0.7787]
+
+    Args:
+      learning_rate: η, at least 0. May be a tracer.
+      num_tasks: K.
+
+    Returns:
+      A transformation from K task gradients to one gradient. It weighs losses: a task's own parameters are scaled by
+      its weight too, as in the official code.
+
+    Raises:
+      ValueError: if η is negative or `num_tasks` is missing.
+    """
+    check(
+        lambda: bool(0 <= learning_rate < jnp.inf), learning_rate, "excess_mtl: learning_rate must be >= 0 and finite"
+    )
+
+    def init_memory(num_tasks: int, params: PyTree) -> ExcessMTLMemory:
+        zeros = jnp.zeros(num_tasks, state_dtype(params))
+        return ExcessMTLMemory(zeros_per_task(num_tasks, params), zeros, zeros)
+
+    def rule(memory: ExcessMTLMemory, *, grads: TaskGradients, **_: Any) -> Any:
+        rows = wide(grads)
+        lengths = jax.tree.map(jnp.hypot, memory.lengths, rows)
+        excess = sum(
+            (jnp.abs(g) * jnp.where(h > 0, jnp.abs(g) / jnp.where(h > 0, h, 1), 0)).reshape(grads.num_tasks, -1).sum(1)
+            for g, h, shared in zip(*map(jax.tree.leaves, (rows, lengths, grads.shared)), strict=True)
+            if shared
+        ) + jnp.zeros_like(memory.initial)
+        started = memory.initial > 0
+        ratio = jnp.where(started, excess / jnp.where(started, memory.initial, 1), 0)
+        log_weights = _normalised(memory.log_weights, learning_rate, ratio)
+        initial = jnp.where(started, memory.initial, excess)
+        weights = jnp.exp(log_weights)
+        return grads.combine(weights, scale_own=True), weights, ExcessMTLMemory(lengths, initial, log_weights)
+
+    return jacobian_method("excess_mtl", rule, num_tasks=num_tasks, init_memory=init_memory)
+
+
+def _normalised(log_weights: jax.Array, rate: Scalar, ratio: jax.Array) -> jax.Array:
+    """Logarithm of w exp(rate ratio) scaled to sum K, cut off far beyond where exp is 0 or infinite."""
+    limit = jnp.finfo(ratio.dtype).max / 8
+    moved = log_weights + jnp.minimum(rate * jnp.minimum(ratio, limit), limit)
+    return jnp.maximum(moved - jax.nn.logsumexp(moved) + jnp.log(len(moved)), -limit)

@@ -1,0 +1,121 @@
+"""FAMO: the worst relative improvement of a loss, raised without any task gradient."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mtljax.gradients import PyTree
+from mtljax.methods._base import Scalar, check, positive, state_dtype, weighting
+
+
+class FamoMemory(NamedTuple):
+    """What FAMO remembers.
+
+    Attributes:
+      logits: (K,) logits of the task shares z.
+      opt_state: state of the optimizer that learns them.
+      losses: (K,) losses of the last update.
+    """
+
+    logits: jax.Array
+    opt_state: Any
+    losses: jax.Array
+
+
+def famo(
+    decay: Scalar = 1e-3,
+    learning_rate: Scalar = 0.025,
+    min_losses: Scalar | Sequence[float] = 0,
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    num_tasks: int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Fast adaptive multitask optimization (Liu et al., arXiv:2306.03792).
+
+    With D_k = L_k - min L_k and z = softmax(logits), w_k = (z_k / D_k) / Σ_j (z_j / D_j): the direction of
+    ∇ Σ_k z_k log D_k, with weights that sum to 1. Once the parameters are updated, the logits descend along
+    J_softmaxᵀ (log D - log D'), D' the values on the same batch after the update: the share z_k of a task that improved
+    less than the others grows. Cost: one backward and one more forward pass.
+
+    D' is known one update late: `update(..., losses_after=...)` takes the losses of the batch before at the current
+    parameters. Where it is missing, `losses`, those of the current batch, stand in: exact when every batch is the same,
+    and otherwise the noise between batches is taken for improvement.
+
+    Adam learns the logits, with `decay` times the logits added to their gradient (L2, not decoupled). 1e-3 is what the
+    paper has for NYUv2, CelebA and QM9, and LibMTL by default; Cityscapes has 1e-2 and the toy problem 0, and the two
+    copies of the official code default to 1e-5 and 1e-2. Their `max_norm` = 1 is clipping and has its own place in the
+    chain, `optax.chain(mtl.famo(num_tasks=2), optax.clip_by_global_norm(1.0), ...)`. They add 1e-8 to every D.
+
+    A task at or below its minimum, or with an infinite or NaN loss, gets the weight 0, and its log D - log D' counts as
+    0; with no task left, d = 0. With 1e-8 added, a task at its minimum would get nearly all the weight, and a task
+    below it NaN.
+
+    >>> import jax.numpy as jnp, mtljax as mtl
+    >>> tx = mtl.famo(num_tasks=2)
+    >>> state = tx.init(jnp.zeros(2))
+    >>> _, state = tx.update(jnp.eye(2), state, losses=jnp.array([2.0, 2.0]))
+    >>> after, losses = jnp.array([1.0, 1.9]), jnp.array([1.0, 1.0])
+    >>> gradient, state = tx.update(jnp.eye(2), state, losses=losses, losses_after=after)
+    >>> [round(float(x), 4) for x in gradient]
+    [0.4875, 0.5125]
+
+    Args:
+      decay: weight of the L2 term on the logits, at least 0. May be a tracer.
+      learning_rate: of the logits; 0.025 in paper and code. May be a tracer.
+      min_losses: what no loss falls below, one number or (K,) in sorted order of the task names; 0 in the code.
+      optimizer: any optax transformation for the logits; `decay` and `learning_rate` are then not used.
+      num_tasks: K, required: the logits are in the state.
+
+    Returns:
+      A transformation from K task gradients and their losses to one gradient; a task's own parameters are scaled by its
+      weight too.
+
+    Raises:
+      ValueError: if `num_tasks` is missing, or a hyperparameter is out of range or of the wrong shape.
+    """
+    check(lambda: bool(0 <= decay < jnp.inf), decay, "famo: decay must be >= 0 and finite")
+    check(lambda: bool(0 <= learning_rate < jnp.inf), learning_rate, "famo: learning_rate must be >= 0 and finite")
+    check(lambda: bool(np.isfinite(min_losses).all()), min_losses, "famo: min_losses must be finite")
+    learner = optimizer
+    if learner is None:
+        learner = optax.chain(optax.add_decayed_weights(decay), optax.scale_by_adam(), optax.scale(-learning_rate))
+
+    def init_memory(num_tasks: int, params: PyTree) -> FamoMemory:
+        shape = jnp.shape(jnp.asarray(min_losses))
+        if shape not in ((), (num_tasks,)):
+            raise ValueError(f"famo: min_losses must be a number or ({num_tasks},) of them, got shape {shape}")
+        zeros = jnp.zeros(num_tasks, state_dtype(params))
+        return FamoMemory(logits=zeros, opt_state=learner.init(zeros), losses=zeros)
+
+    def gaps(losses: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The (K,) D, and the mask of those that are positive and finite."""
+        return positive(losses - jnp.asarray(min_losses, losses.dtype))
+
+    def learn(memory: FamoMemory, after: jax.Array) -> tuple[Any, Any]:
+        """The logits and the optimizer after one step on the improvement of the last update."""
+        old, were_live = gaps(memory.losses)
+        new, are_live = gaps(after)
+        progress = jnp.where(were_live & are_live, jnp.log(old) - jnp.log(new), 0)
+        shares = jax.nn.softmax(memory.logits)
+        gradient = shares * (progress - jnp.sum(shares * progress))
+        updates, opt_state = learner.update(gradient, memory.opt_state, memory.logits)
+        return optax.apply_updates(memory.logits, updates), opt_state
+
+    def weigh(
+        memory: FamoMemory, *, losses: jax.Array, losses_after: jax.Array | None, step: jax.Array, **_: Any
+    ) -> Any:
+        after = losses if losses_after is None else losses_after
+        learned = learn(memory, after.astype(memory.losses.dtype))
+        # At the first update there is no improvement to learn from.
+        logits, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(step > 0, new, old), learned, (memory.logits, memory.opt_state)
+        )
+        current, live = gaps(losses)
+        weights = jax.nn.softmax(logits - jnp.log(current), where=live)
+        return jnp.where(live, weights, 0), FamoMemory(logits, opt_state, losses)
+
+    return weighting("famo", weigh, needs="losses", num_tasks=num_tasks, scale_own=True, init_memory=init_memory)

@@ -1,0 +1,45 @@
+"""GLS: the geometric mean of the losses."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtljax.methods._base import finite, positive, weighting
+
+
+def gls(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs:
+    """Geometric loss strategy (Chennupati et al., arXiv:1904.08492).
+
+    d = ∇ (Π_k L_k)^(1/K), so w_k = m / (K L_k) with m the geometric mean of the losses, computed in logarithms, where
+    the product of many losses cannot over- or underflow. The direction is that of `si`, the length m / K times its.
+    Cost: one backward pass. There is nothing to set.
+
+    The losses must be positive. A task whose loss is zero, negative, infinite or NaN gets the weight 0 and is left out
+    of the mean too (m and K are those of the others); with no task left, d = 0. Weights beyond the dtype's range are
+    cut to its largest number.
+
+    >>> import jax.numpy as jnp, mtljax as mtl
+    >>> jacobian = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> tx = mtl.gls()
+    >>> gradient, _ = tx.update(jacobian, tx.init(jnp.zeros(2)), losses=jnp.array([0.5, 2.0]))
+    >>> [round(float(x), 4) for x in gradient]
+    [1.0, 0.25]
+
+    Args:
+      num_tasks: K; only needed to read the weights from the state.
+
+    Returns:
+      A transformation from K task gradients and their losses to one gradient; a task's own parameters are scaled by its
+      weight too.
+    """
+
+    def weigh(memory: Any, *, losses: jax.Array, **_: Any) -> Any:
+        losses, live = positive(losses)
+        logs = jnp.log(losses)  # 0 for a task that is left out
+        count = jnp.maximum(live.sum(), 1)
+        weights = jnp.exp(logs.sum() / count - logs) / count
+        return jnp.where(live, finite(weights), 0), memory
+
+    return weighting("gls", weigh, needs="losses", num_tasks=num_tasks, scale_own=True)

@@ -1,0 +1,109 @@
+"""MoCo: one step a update towards the min-norm weights, on gradients averaged over time."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from mtljax.gradients import Gramian, PyTree, TaskGradients
+from mtljax.methods._base import Scalar, check, jacobian_method, state_dtype
+from mtljax.methods._jacobian import cast_like, replace_shared, wide, zeros_per_task
+
+
+class MoCoMemory(NamedTuple):
+    """What MoCo remembers.
+
+    Attributes:
+      tracked: the averaged gradients y, pytree like params with a leading task axis.
+      weights: (K,) λ, on the simplex.
+    """
+
+    tracked: PyTree
+    weights: jax.Array
+
+
+def moco(
+    beta: Scalar = 0.5,
+    beta_decay: Scalar = 0.5,
+    gamma: Scalar = 0.1,
+    gamma_decay: Scalar = 0.5,
+    rho: Scalar = 0.0,
+    *,
+    num_tasks: int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Multi-objective gradient correction (Fernando et al., arXiv:2210.12624).
+
+    With stochastic gradients the min-norm direction of MGDA is biased; here it is found over time, at steps t = 1, 2, …
+    y_k ← y_k - β_t (y_k - g_k), λ ← Π(λ - γ_t (Y Yᵀ + ρ I) λ), d = Yᵀ λ, with β_t = β / t^σ_β, γ_t = γ / t^σ_γ and Π
+    the Euclidean projection on the simplex. Cost: K backward passes, a K x K product, and K copies of the parameters
+    in the state.
+
+    λ starts at 1/K and y at 0, as in the authors' code, so the first updates are short (β_1 times the mean gradient if
+    γ = 0). The default rates are LibMTL's. LibMTL puts a softmax in place of the projection, which keeps λ from ever
+    reaching a vertex, and first rescales each gradient to the length of its loss; neither is in the paper. The paper's
+    projection of y on a ball of known radius, which its proof uses, is left out. The step of λ grows with the square of
+    the gradients, so unlike MGDA this depends on their scale: γ is to be tuned with it.
+
+    A task that has not had a gradient yet keeps its λ (a zero gradient would otherwise draw all weight and stop the
+    others); if no task has, d = 0. Steps of λ beyond the range of the dtype are cut off there.
+
+    >>> import jax.numpy as jnp, mtljax as mtl
+    >>> jacobian = jnp.array([[2.0, 0.0], [0.0, 1.0]])
+    >>> tx = mtl.moco(num_tasks=2)
+    >>> gradient, state = tx.update(jacobian, tx.init(jnp.zeros(2)))
+    >>> [round(float(x), 4) for x in state.weights]
+    [0.4812, 0.5188]
+    >>> [round(float(x), 4) for x in gradient]
+    [0.4812, 0.2594]
+
+    Args:
+      beta: rate of the averages at the first step, in [0, 1]. This and all that follow may be tracers.
+      beta_decay: exponent of its decay, at least 0.
+      gamma: rate of λ at the first step, at least 0; in units of one over squared gradients.
+      gamma_decay: exponent of its decay, at least 0.
+      rho: regularisation of λ towards uniform, at least 0.
+      num_tasks: K.
+
+    Returns:
+      A transformation from K task gradients to one gradient; a task's own parameters get their own current gradient.
+
+    Raises:
+      ValueError: if a value is out of its range or `num_tasks` is missing.
+    """
+    check(lambda: bool(0 <= beta <= 1), beta, "moco: beta must lie in [0, 1]")
+    for name, value in (("beta_decay", beta_decay), ("gamma", gamma), ("gamma_decay", gamma_decay), ("rho", rho)):
+        check(lambda value=value: bool(0 <= value < jnp.inf), value, f"moco: {name} must be >= 0 and finite")
+
+    def init_memory(num_tasks: int, params: PyTree) -> MoCoMemory:
+        uniform = jnp.full(num_tasks, 1 / num_tasks, state_dtype(params))
+        return MoCoMemory(zeros_per_task(num_tasks, params), uniform)
+
+    def rule(memory: MoCoMemory, *, grads: TaskGradients, step: jax.Array, **_: Any) -> Any:
+        time = (step + 1).astype(memory.weights.dtype)
+        rate = beta / time**beta_decay
+        tracked = jax.tree.map(lambda y, g: ((1 - rate) * y + rate * g).astype(y.dtype), memory.tracked, wide(grads))
+        averaged = replace_shared(grads, tracked)
+        weights = _stepped(memory.weights, averaged.scaled_gramian(), gamma / time**gamma_decay, rho)
+        return cast_like(averaged.combine(weights), grads), weights, MoCoMemory(tracked, weights)
+
+    return jacobian_method("moco", rule, num_tasks=num_tasks, init_memory=init_memory)
+
+
+def _stepped(weights: jax.Array, gramian: Gramian, rate: Scalar, rho: Scalar) -> jax.Array:
+    """Π(λ - γ (Y Yᵀ + ρ I) λ) over the tasks with a gradient; the others keep their λ."""
+    live = gramian.norms > 0
+    longest = gramian.norms.max()
+    relative = gramian.norms / jnp.where(longest > 0, longest, 1)
+    pull = relative * jnp.matmul(gramian.cosines, relative * weights, precision=lax.Precision.HIGHEST)
+    # Nothing overflows: the entries of `pull` are at most 1 in size.
+    size = jnp.minimum(rate * longest * longest, jnp.finfo(weights.dtype).max / 4)
+    moved = (1 - rate * rho) * weights - size * pull
+    # Only differences to the largest entry count, and one that lags by the whole mass gets nothing anyway; cut off
+    # there, the rounding of huge steps stays out of the projection.
+    mass = 1 - jnp.where(live, 0, weights).sum()
+    mass = jnp.where(live.any(), mass, 1)
+    lag = moved - jnp.where(live, moved, -jnp.inf).max()
+    lag = jnp.where(live, jnp.maximum(lag, -mass), -mass)
+    return jnp.where(live, optax.projections.projection_simplex(lag, mass), weights)

@@ -1,0 +1,46 @@
+"""SI: the sum of the logarithms of the losses."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtljax.methods._base import finite, positive, weighting
+
+
+def si(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs:
+    """Scale-invariant scalarization, the baseline of Nash-MTL (Navon et al., arXiv:2202.01017).
+
+    d = ∇ Σ_k log L_k, so w_k = 1 / L_k: multiplying a loss by a constant changes nothing. Cost: one backward pass.
+    There is nothing to set, and no constant inside the logarithm. The weights are those of `uw_o`, which comes to them
+    from uncertainty weighting: the two are one rule.
+
+    The losses must be positive. A task whose loss is zero, negative, infinite or NaN gets the weight 0, which leaves it
+    out of this update; weights beyond the dtype's range are cut to its largest number.
+
+    >>> import jax.numpy as jnp, mtljax as mtl
+    >>> jacobian = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> tx = mtl.si()
+    >>> gradient, _ = tx.update(jacobian, tx.init(jnp.zeros(2)), losses=jnp.array([0.5, 4.0]))
+    >>> gradient.tolist()
+    [2.0, 0.25]
+
+    Args:
+      num_tasks: K; only needed to read the weights from the state.
+
+    Returns:
+      A transformation from K task gradients and their losses to one gradient; a task's own parameters are scaled by its
+      weight too.
+    """
+
+    def weigh(memory: Any, *, losses: jax.Array, **_: Any) -> Any:
+        return inverse_losses(losses), memory
+
+    return weighting("si", weigh, needs="losses", num_tasks=num_tasks, scale_own=True)
+
+
+def inverse_losses(losses: jax.Array) -> jax.Array:
+    """The (K,) weights 1 / L_k, 0 where a loss is not positive and finite."""
+    losses, live = positive(losses)
+    return jnp.where(live, finite(1 / losses), 0)

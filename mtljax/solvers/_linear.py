@@ -1,0 +1,88 @@
+"""What the solvers share: products, scaling, triangular solves and the steps of interior-point methods."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_State = TypeVar("_State")
+TO_BOUNDARY = 0.995  # share of the way to the boundary that a step may go
+
+
+@jax.jit
+def unit_solve(cosines: jax.Array, rhs: jax.Array) -> jax.Array:
+    """The shortest solution x of `cosines @ x = rhs`, in the least squares sense where there is none.
+
+    Eigenvalues below the rounding of a Gramian count as zero; one step of refinement takes out the rounding of the
+    eigenvectors.
+
+    Args:
+        cosines: shape (K, K), unit-diagonal Gramian. A variable with a zero row gets the value 0.
+        rhs: shape (K,).
+
+    Returns:
+        x, shape (K,).
+    """
+    live = jnp.diagonal(cosines) > 0
+    rhs = jnp.where(live, rhs, 0)
+    values, vectors = jnp.linalg.eigh(cosines, symmetrize_input=False)
+    kept = values > rounding(rhs)
+    inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
+
+    def solve(b: jax.Array) -> jax.Array:
+        return product(vectors, inverse * product(vectors.T, b))
+
+    x = solve(rhs)
+    return jnp.where(live, x + solve(rhs - product(cosines, x)), 0)
+
+
+def rounding(x: jax.Array) -> float:
+    """The level below which an eigenvalue of a Gramian of K unit rows is rounding; x is any array of K rows."""
+    return 32 * len(x) ** 0.5 * float(jnp.finfo(x.dtype).eps)
+
+
+def product(matrix: jax.Array, other: jax.Array) -> jax.Array:
+    return jnp.matmul(matrix, other, precision=lax.Precision.HIGHEST)
+
+
+def normalised(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    size = jnp.max(jnp.abs(x))
+    return x / jnp.where(size > 0, size, 1), size
+
+
+def finite(x: jax.Array) -> jax.Array:
+    limit = jnp.finfo(x.dtype).max
+    return jnp.clip(x, -limit, limit)
+
+
+def on_simplex(w: jax.Array, live: jax.Array) -> jax.Array:
+    w = jnp.where(jnp.sum(w) > 0, w, jnp.where(jnp.any(live), live, True).astype(w.dtype))
+    return w / jnp.sum(w)
+
+
+def triangular_solve(lower: jax.Array, rhs: jax.Array, *, transpose: bool = False) -> jax.Array:
+    solution = lax.linalg.triangular_solve(lower, rhs[..., None], left_side=True, lower=True, transpose_a=transpose)
+    return solution[..., 0]
+
+
+def cholesky_solver(matrix: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """The solution for a right-hand side (..., K) of the positive definite `matrix`, (..., K, K)."""
+    lower = lax.linalg.cholesky(matrix, symmetrize_input=False)
+    return lambda rhs: triangular_solve(lower, triangular_solve(lower, rhs), transpose=True)
+
+
+def longest_step(x: jax.Array, dx: jax.Array) -> jax.Array:
+    return 1 / jnp.maximum(1, jnp.max(-dx / x) / TO_BOUNDARY)
+
+
+def centred(predicted: jax.Array, current: jax.Array) -> jax.Array:
+    return current * jnp.clip(predicted / current, 0, 1) ** 3  # Mehrotra's rule
+
+
+def accepted(positive: tuple[jax.Array, jax.Array], new: _State, old: _State) -> _State:
+    """The new iterate, or the old one where rounding (or an unbounded problem) spoiled the new one."""
+    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(new)])
+    return jax.tree.map(partial(jnp.where, jnp.all(finite) & (jnp.min(jnp.minimum(*positive)) > 0)), new, old)

@@ -1,0 +1,169 @@
+"""CAGrad: the best worst case in a ball around the mean gradient."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mtljax.solvers._linear import (
+    TO_BOUNDARY,
+    accepted,
+    centred,
+    cholesky_solver,
+    finite,
+    longest_step,
+    normalised,
+    on_simplex,
+    product,
+    rounding,
+)
+
+
+@partial(jax.jit, static_argnames="iterations")
+def cagrad_weights(cosines: jax.Array, norms: jax.Array, c: jax.typing.ArrayLike, *, iterations: int = 30) -> jax.Array:
+    """Weights of the worst task combination in CAGrad (arXiv 2110.14048, Eq. 4).
+
+    Minimises `g_w.g_0 + c |g_0| |g_w|` over the simplex, with `g_w = sum_k w_k g_k` and `g_0` the mean of all K
+    gradients, zero ones included. The update is `d = g_0 + c |g_0| g_w / |g_w|`; see `cagrad_combination`.
+
+    Args:
+        cosines: shape (K, K), unit-diagonal Gramian.
+        norms: shape (K,), lengths of the gradients. Lengths below eps^2 times the largest count as that.
+        c: radius of the trust region in units of `|g_0|`, at least 0; may be a tracer.
+        iterations: number of interior-point iterations, static. 30 serve lengths that span 12 decades, 16 serve 2.
+
+    Returns:
+        w, shape (K,), nonnegative with sum 1; not unique where gradients are linearly dependent, and meaningless for
+        d at c = 0. Zero gradients get weight 0, and 1/K each if all are zero.
+    """
+    live = norms >= jnp.finfo(norms.dtype).tiny
+    path, relative, _ = _cagrad_path(cosines, norms, c, iterations)
+    return on_simplex(jnp.where(live, path.y / relative, 0), live)
+
+
+@partial(jax.jit, static_argnames="iterations")
+def cagrad_combination(
+    cosines: jax.Array, norms: jax.Array, c: jax.typing.ArrayLike, *, iterations: int = 30
+) -> jax.Array:
+    """Coefficients v of CAGrad's update itself: `d = sum_k v_k g_k = g_0 + c |g_0| g_w / |g_w|`.
+
+    Use it instead of dividing by `|g_w|`: at a Pareto-stationary point with `c >= 1`, `g_w` is 0 and the quotient
+    is noise of length `c |g_0|`. The dual solution of the barrier method is the maximiser of `min_k g_k.d` there
+    too, which may lie inside the trust region.
+
+    Args:
+        cosines: shape (K, K), unit-diagonal Gramian.
+        norms: shape (K,), lengths of the gradients.
+        c: radius of the trust region in units of `|g_0|`, at least 0; may be a tracer.
+        iterations: as in `cagrad_weights`.
+
+    Returns:
+        v, shape (K,), at least 1/K. Homogeneous of degree 0 in `norms`.
+    """
+    path, relative, mean = _cagrad_path(cosines, norms, c, iterations)
+    live = norms >= jnp.finfo(norms.dtype).tiny
+    return finite(1 / len(norms) + jnp.where(live, jnp.asarray(c, norms.dtype) * mean * path.eta / relative, 0))
+
+
+class _Path(NamedTuple):
+    """An iterate of the barrier method for CAGrad, in units of the longest gradient."""
+
+    y: jax.Array  # (K,) w_k |g_k|, positive
+    eta: jax.Array  # (K,) coefficients of e, the dual of |g_w|: a subgradient, g_w / |g_w| in the limit
+    price: jax.Array  # () dual of sum w = 1; the value min_k g_k.d in the end
+    z: jax.Array  # (K,) slack of g_k.d >= price, positive
+
+
+def _cagrad_path(
+    cosines: jax.Array, norms: jax.Array, c: jax.typing.ArrayLike, iterations: int
+) -> tuple[_Path, jax.Array, jax.Array]:
+    """Follows the central path of CAGrad's problem.
+
+    With `y = w norms` and unit rows U it minimises `h'y + c |U'y|` over `a'y = 1, y >= 0`. The barrier of the
+    cone `t >= |r|, r = U'y`, with t minimised out, replaces `|r|` by a smooth function of gradient `r / t`, where
+    `t = s + mu / c` and `s^2 = r^2 + (mu / c)^2`. As in Andersen et al. (SIAM J. Sci. Comput. 22(1), 2000) the
+    direction `e = U'eta` is a variable of its own that stays in the unit ball: substituting `e = r / t` would make
+    Newton's method stall near r = 0.
+
+    Returns:
+        The last iterate, the norms in units of the longest (clipped to eps^2), and `|g_0|` in that unit.
+    """
+    dtype = cosines.dtype
+    num_tasks = len(norms)
+    eps = jnp.finfo(dtype).eps
+    live = norms >= jnp.finfo(norms.dtype).tiny
+    relative, _ = normalised(norms)
+    correlations = product(cosines, relative) / num_tasks
+    mean = jnp.sqrt(jnp.maximum(jnp.sum(relative * correlations), 0) / num_tasks)
+    h = jnp.clip(correlations / jnp.where(mean > 0, mean, 1), -1, 1)
+    c = jnp.maximum(jnp.asarray(c, dtype), eps)  # at c = 0 the weights do not matter; eps keeps the barrier defined
+    h, c = h / jnp.maximum(c, 1), jnp.minimum(c, 1)
+    # A zero gradient becomes an orthogonal one that costs 3; any other costs h + c |e| <= 2, so its weight goes to 0.
+    relative = jnp.where(live, jnp.maximum(relative, eps**2), 1)
+    h = jnp.where(live, h, 3)
+    cosines = jnp.where(jnp.eye(num_tasks, dtype=bool), 1, cosines)
+    a = 1 / relative
+
+    def gap(y: jax.Array, z: jax.Array, ky: jax.Array, along: jax.Array) -> jax.Array:
+        length = jnp.sqrt(jnp.maximum(jnp.sum(y * ky), 0))
+        return (jnp.sum(y * z) + c * jnp.maximum(length - along, 0)) / (num_tasks + 1)
+
+    def smoothed(r2: jax.Array, mu: jax.Array) -> tuple[jax.Array, jax.Array]:
+        s = jnp.sqrt((mu / c) ** 2 + r2)
+        return s, s + mu / c
+
+    def iteration(_: int, path: _Path) -> _Path:
+        y, eta, price, z = path.y, path.eta, path.price, path.z
+        ky, q = product(cosines, jnp.stack([y, eta], axis=1)).T
+        r2 = jnp.maximum(jnp.sum(y * ky), 0)
+        mu = gap(y, z, ky, jnp.sum(y * q))
+        s, t = smoothed(r2, mu)
+        ratio = z / y
+        cross = jnp.outer(ky, q)
+        curvature = c / t * (cosines - (cross + cross.T) / (2 * s))
+        diagonal = jnp.maximum(jnp.diagonal(curvature), 0) + ratio
+        # a'dy is known, so adding a multiple of a a' changes no solution; along y the curvature is zero without it
+        weight = 1 / jnp.max(a * a / diagonal)
+        proximal = rounding(norms) * diagonal
+        solve = cholesky_solver(curvature + weight * jnp.outer(a, a) + jnp.diag(ratio + proximal))
+        excess = jnp.sum(a * y) - 1
+        solve_a = solve(a)
+
+        def direction(target: jax.Array, second_order: jax.Array) -> _Path:
+            _, goal = smoothed(r2, target)
+            complementarity = (target - second_order) / y
+            dy = solve(complementarity - (h + c * ky / goal - price * a) - weight * excess * a)
+            dprice = -(excess + jnp.sum(a * dy)) / jnp.sum(a * solve_a)
+            dy = dy + dprice * solve_a
+            # symmetrised like the matrix, or the slacks z would no longer be those of e
+            turn = (eta * jnp.sum(ky * dy) + y * jnp.sum(q * dy)) / (2 * s)
+            deta = y / goal - eta + (dy - turn) / t
+            return _Path(dy, deta, dprice, complementarity - z - ratio * dy)
+
+        def advanced(step: _Path) -> tuple[_Path, jax.Array]:
+            kd = product(cosines, step.eta)
+            inside = jnp.maximum(1 - jnp.sum(eta * q), 0)
+            half, square = jnp.sum(eta * kd), jnp.maximum(jnp.sum(step.eta * kd), 0)
+            root = half + jnp.sqrt(half**2 + square * inside)  # |e + l de| = 1 at l = inside / root
+            to_ball = jnp.where(root > 0, TO_BOUNDARY * inside / jnp.where(root > 0, root, 1), 1)
+            to_ball = jnp.where(to_ball > 0, jnp.minimum(to_ball, 1), 1)  # rounding put e on the sphere: let it move
+            primal, dual = longest_step(y, step.y), jnp.minimum(longest_step(z, step.z), to_ball)
+            new = _Path(y + primal * step.y, eta + dual * step.eta, price + dual * step.price, z + dual * step.z)
+            return new, jnp.sum(new.y * (q + dual * kd))
+
+        predictor = direction(jnp.zeros_like(mu), jnp.zeros_like(y))
+        guess, along = advanced(predictor)
+        target = centred(gap(guess.y, guess.z, product(cosines, guess.y), along), mu)
+        target = jnp.maximum(target, eps**1.5 * c * jnp.sum(y))
+        new = advanced(direction(target, predictor.y * predictor.z))[0]
+        return accepted((new.y, new.z), new, path)
+
+    y = relative / num_tasks
+    r2 = jnp.maximum(jnp.sum(y * product(cosines, y)), 0)
+    eta = y / smoothed(r2, jnp.ones((), dtype))[1]
+    gradient = h + c * product(cosines, eta)
+    price = jnp.min(gradient / a) - 1  # so low that every y_k z_k is near 1/K: well centred
+    start = _Path(y, eta, price, gradient - price * a)
+    return lax.fori_loop(0, iterations, iteration, start), relative, mean

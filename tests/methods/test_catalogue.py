@@ -1,0 +1,32 @@
+"""The page of the methods says what the registry says."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+import mtljax as mtl
+from mtljax.methods import catalogue
+
+PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
+
+
+def test_the_page_holds_the_tables_of_the_registry():
+    text = PAGE.read_text()
+    generated = text.split("<!-- generated: begin -->\n")[1].split("<!-- generated: end -->")[0]
+    assert generated == catalogue.markdown(), "write the output of `mtljax methods --markdown` into docs/methods.md"
+
+
+@pytest.mark.parametrize("name", mtl.methods.names())
+def test_every_method_is_exported_and_documented(name):
+    build = getattr(mtl, name)
+    assert build is mtl.methods.describe(name).build
+    doc = inspect.getdoc(build)
+    for part in ("Args:", "Returns:", "Cost", ">>> "):
+        assert part in doc, part
+    parameters = inspect.signature(build).parameters
+    assert "num_tasks" in parameters
+    if mtl.methods.describe(name).needs == "gramian":
+        assert "update_every" in parameters
+    for parameter in parameters:
+        assert f"{parameter}:" in doc, parameter

@@ -1,0 +1,89 @@
+"""UW against its recurrence with Adam written out, and at its optimum."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from loss_sequences import (
+    LOSSES,
+    adam,
+    assert_gradient_of,
+    assert_needs_losses,
+    assert_needs_num_tasks,
+    bad_losses,
+    run,
+    run_eagerly,
+    run_traced,
+)
+
+from mtljax.methods.uw import uw
+
+
+def by_formulas(init, rate, losses=LOSSES):
+    """Weights exp(-s) / 2 with s from before the update, s by Adam on ½ Σ (exp(-s) L + s)."""
+    path = adam(lambda t, s: (1 - np.exp(-s) * losses[t]) / 2, np.full(losses.shape[1], init), rate, len(losses))
+    return np.exp(-path) / 2
+
+
+def test_uw_equals_its_recurrence_and_defaults_to_nash_mtls_setting():
+    np.testing.assert_allclose(run(uw(num_tasks=3), LOSSES)[0], by_formulas(0, 0.025), rtol=1e-12)
+    np.testing.assert_allclose(run_eagerly(uw(-0.5, 0.1, num_tasks=3)), by_formulas(-0.5, 0.1), rtol=1e-12)
+
+
+def test_hyperparameters_may_be_traced():
+    rates = run_traced(lambda rate: uw(0.3, rate, num_tasks=3), [0.01, 0.2])
+    np.testing.assert_allclose(rates, [by_formulas(0.3, 0.01), by_formulas(0.3, 0.2)], rtol=1e-12)
+    inits = run_traced(lambda init: uw(init, num_tasks=3), [-0.5, 2.0])
+    np.testing.assert_allclose(inits, [by_formulas(-0.5, 0.025), by_formulas(2.0, 0.025)], rtol=1e-12)
+
+
+def test_uw_is_the_gradient_of_its_objective():
+    assert_gradient_of(uw(0.7, num_tasks=2), lambda losses: (jnp.exp(-0.7) * losses + 0.7).sum() / 2)
+
+
+def test_constant_losses_lead_to_their_logarithms():
+    losses = np.array([1e-2, 1.0, 50.0])
+    weights, state = run(uw(learning_rate=0.05, num_tasks=3), np.tile(losses, (1500, 1)))
+    np.testing.assert_allclose(state.memory.log_variances, np.log(losses), atol=1e-3)
+    np.testing.assert_allclose(weights[-1], 1 / (2 * losses), rtol=1e-3)
+
+
+def test_another_optimizer_replaces_adam():
+    s, expected = np.zeros(3), []
+    for row in LOSSES:
+        expected.append(np.exp(-s) / 2)
+        s = s - 0.1 * (1 - np.exp(-s) * row) / 2
+    found = run(uw(optimizer=optax.sgd(0.1), learning_rate=7.0, num_tasks=3), LOSSES)[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_bad_losses_leave_everything_finite(dtype):
+    weights = bad_losses(uw(num_tasks=3), dtype)
+    np.testing.assert_array_equal(weights[3], 0)
+    assert (weights[[0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11]] > 0).all()
+
+
+def test_huge_losses_do_not_stop_the_learning():
+    weights = run(uw(num_tasks=2), np.tile([1e30, 1e38], (20, 1)), dtype="float32")[0]
+    np.testing.assert_allclose(weights, np.exp(-0.025 * np.arange(20))[:, None] / 2 * [1, 1], rtol=1e-3)
+
+
+def test_the_weight_of_a_loss_of_zero_is_cut_to_the_range():
+    weights = run(uw(learning_rate=10.0, num_tasks=2), np.tile([0.0, -1.0], (20, 1)), dtype="float32")[0]
+    np.testing.assert_array_equal(weights[-1], np.finfo(np.float32).max / 2)
+
+
+def test_one_task():
+    np.testing.assert_allclose(
+        run(uw(num_tasks=1), LOSSES[:, 1:2])[0], by_formulas(0, 0.025, LOSSES[:, 1:2]), rtol=1e-12
+    )
+
+
+def test_bad_arguments_are_one_clear_sentence():
+    with pytest.raises(ValueError, match="uw: learning_rate must be >= 0 and finite, got -1"):
+        uw(learning_rate=-1, num_tasks=2)
+    with pytest.raises(ValueError, match="uw: init must be finite, got nan"):
+        uw(init=np.nan, num_tasks=2)
+    assert_needs_num_tasks(uw, "uw")
+    assert_needs_losses(uw(num_tasks=2), "uw")
