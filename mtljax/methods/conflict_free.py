@@ -21,8 +21,8 @@ def conflict_free(
     K x K eigendecomposition.
 
     The official code takes the pseudo-inverse of the K x P matrix U; here U⁺ 1 = Uᵀ C⁺ 1 with the cosines C = U Uᵀ.
-    Where gradients are dependent the cosines are as equal as least squares can make them, and conflicts are possible;
-    if the unit gradients sum to 0, d = 0. Tasks with a zero gradient are left out; if all are, d = 0.
+    Where gradients are dependent up to rounding the cosines are as equal as least squares can make them, and conflicts
+    are possible; if the unit gradients sum to 0, d = 0. Tasks with a zero gradient are left out; if all are, d = 0.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[2.0, 0.0], [0.0, 1.0]])

@@ -59,8 +59,8 @@ def graddrop(
         leaves, treedef = jax.tree.flatten(wide(grads))
         keys = jax.random.split(key, len(leaves))
         per_task_leak = jnp.broadcast_to(leaks, (grads.num_tasks,))
-        kept = [
-            _drop_signs(leaf, jax.random.uniform(k, leaf.shape[1:], leaf.dtype), per_task_leak)
+        kept = [  # float32 draws in 64-bit mode too, so that a seed drops the same signs there
+            _drop_signs(leaf, jax.random.uniform(k, leaf.shape[1:], jnp.float32), per_task_leak)
             for k, leaf in zip(keys, leaves, strict=True)
         ]
         ones = jnp.ones(grads.num_tasks)

@@ -26,8 +26,9 @@ def imtl_g(
     dividing by it makes the paper's d ascend on every loss. `guard` divides by its absolute value: the weights then sum
     to -1. As the sum goes through 0 the update grows without bound; it is kept above K ε times the sum of the absolute
     values, with ε the machine epsilon. Nash-MTL's forks add 1e-8 to a singular system; here the pseudo-inverse takes
-    its place: dependent gradients get projections as equal as least squares can make them, and if the unit gradients
-    sum to 0 there is no direction to prefer and d = 0. Tasks with a zero gradient are left out; if all are, d = 0.
+    its place: gradients that are dependent up to rounding get projections as equal as least squares can make them, and
+    if the unit gradients sum to 0 there is no direction to prefer and d = 0. Tasks with a zero gradient are left out;
+    if all are, d = 0.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[2.0, 0.0], [0.0, 1.0]])

@@ -82,7 +82,26 @@ def centred(predicted: jax.Array, current: jax.Array) -> jax.Array:
     return current * jnp.clip(predicted / current, 0, 1) ** 3  # Mehrotra's rule
 
 
-def accepted(positive: tuple[jax.Array, jax.Array], new: _State, old: _State) -> _State:
-    """The new iterate, or the old one where rounding (or an unbounded problem) spoiled the new one."""
+def advance(
+    positive: tuple[jax.Array, jax.Array], new: _State, old: _State, done: jax.Array
+) -> tuple[_State, jax.Array]:
+    """The new iterate and whether it is the last.
+
+    Where rounding (or an unbounded problem) spoiled the new one, the old one is.
+    """
     finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(new)])
-    return jax.tree.map(partial(jnp.where, jnp.all(finite) & (jnp.min(jnp.minimum(*positive)) > 0)), new, old)
+    usable = jnp.all(finite) & (jnp.min(jnp.minimum(*positive)) > 0)
+    return jax.tree.map(partial(jnp.where, usable), new, old), done | ~usable
+
+
+def iterate(iteration: Callable[[_State], tuple[_State, jax.Array]], start: _State, most: int) -> _State:
+    """Applies `iteration`, which says whether its result is the last, at most that many times."""
+
+    def body(state: tuple[_State, jax.Array, jax.Array]) -> tuple[_State, jax.Array, jax.Array]:
+        value, done = iteration(state[0])
+        return value, done, state[2] + 1
+
+    def unfinished(state: tuple[_State, jax.Array, jax.Array]) -> jax.Array:
+        return ~state[1] & (state[2] < most)
+
+    return lax.while_loop(unfinished, body, (start, jnp.zeros((), bool), jnp.zeros((), jnp.int32)))[0]

@@ -5,16 +5,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from mtljax.solvers._linear import TO_BOUNDARY, cholesky_solver, finite, product, rounding
+from mtljax.solvers._linear import advance, cholesky_solver, finite, iterate, longest_step, product, rounding
 
 
 class _Point(NamedTuple):
-    """An iterate of the primal-dual method, in units of the largest `scale`."""
+    """An iterate of the primal-dual method, in units of the largest scale s."""
 
     z: jax.Array  # (K,) w_k |g_k|, positive
-    y: jax.Array  # (K,) cos(g_k, d) |d| in the end, positive
+    y: jax.Array  # (K,) positive; C z in the end
+    level: jax.Array  # () logarithm that the scales have been lowered to
 
 
 @partial(jax.jit, static_argnames="iterations")
@@ -53,36 +53,28 @@ def fairness_weights(
     log_scale = jnp.where(live, log_scale - unit, 0)
     lowest = 1.5 * jnp.log(eps)  # d does not see smaller ones
     identity = jnp.eye(num_tasks, dtype=norms.dtype)
-    c = jnp.where(identity > 0, 1 + num_tasks * eps, cosines)
+    c = jnp.where(identity > 0, 1, cosines)
 
-    def iteration(
-        state: tuple[_Point, jax.Array, jax.Array, jax.Array],
-    ) -> tuple[_Point, jax.Array, jax.Array, jax.Array]:
-        (z, y), level, count, _ = state
-        target = jnp.maximum(jnp.maximum(log_scale, level), lowest)
+    def iteration(point: _Point) -> tuple[_Point, jax.Array]:
+        z, y, level = point
+        target = jnp.maximum(log_scale, jnp.maximum(level, lowest))
         log_error = (1 + power) * target - power * jnp.log(z) - jnp.log(y)
         stiffness = power * y / z
-        # A step that takes z or y below zero would hold up all others; each may go there at most, by itself.
+        # The error that takes a z or y to zero, all else equal, is as much as its step may correct: no single variable
+        # may hold up the others.
         log_error = jnp.maximum(log_error, -jnp.minimum(power * (1 + 1 / stiffness), 1 + stiffness))
         solve = cholesky_solver(c + jnp.diag(stiffness + rounding(norms) * (1 + stiffness)))
-        dz = solve(y * log_error - (product(c, z) - y))
+        dz = solve(y * log_error + y - product(c, z))
         dy = y * (log_error - power * dz / z)
-        step = 1 / jnp.maximum(1, jnp.maximum(jnp.max(-dz / z), jnp.max(-dy / y)) / TO_BOUNDARY)
+        step = jnp.minimum(longest_step(z, dz), longest_step(y, dy))
         floor = eps**3 * jnp.max(z)
-        new = _Point(jnp.maximum(z + step * dz, floor), jnp.maximum(y + step * dy, floor))
-        usable = jnp.all(jnp.isfinite(new.z) & jnp.isfinite(new.y))
-        new = jax.tree.map(partial(jnp.where, usable), new, _Point(z, y))
-        lowered = jnp.all(level <= jnp.maximum(log_scale, lowest))
-        moved = jnp.max(jnp.abs(step * dz)) / jnp.max(z)
-        done = lowered & (moved < 8 * eps) | ~usable
-        return new, jnp.where(step > 0.5, level - 4, level), count + 1, done
-
-    def unfinished(state: tuple[_Point, jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        return ~state[3] & (state[2] < iterations)
+        new = (jnp.maximum(z + step * dz, floor), jnp.maximum(y + step * dy, floor))
+        moved = step * jnp.max(jnp.abs(dz)) / jnp.max(z)
+        done = (moved < 8 * eps) & jnp.all(target == jnp.maximum(log_scale, lowest))
+        return advance(new, _Point(*new, jnp.where(step > 0.5, level - 4, level)), point, done)
 
     ones = jnp.ones_like(norms)
-    start = (_Point(ones, ones), jnp.zeros((), norms.dtype), jnp.zeros((), int), jnp.zeros((), bool))
-    (z, y), *_ = lax.while_loop(unfinished, iteration, start)
+    z, y, _ = iterate(iteration, _Point(ones, ones, jnp.zeros((), norms.dtype)), iterations)
     # Tasks that others serve so well that their own weight is far below rounding in d: it follows from y alone.
     exact = jnp.exp(((1 + power) * log_scale - jnp.log(y)) / power)
     z = jnp.where(power * y > z / eps**0.5, exact, z)

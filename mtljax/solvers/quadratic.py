@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from mtljax.solvers._linear import (
-    accepted,
+    advance,
     centred,
     cholesky_solver,
     finite,
+    iterate,
     longest_step,
     normalised,
     on_simplex,
@@ -32,7 +33,7 @@ def nonnegative_qp(matrix: jax.Array, linear: jax.Array, *, iterations: int = 20
         matrix: Q, shape (K, K), symmetric positive semidefinite. A variable with a zero row gets the value 0.
         linear: b, shape (K,), with the problem bounded below (b in the range of Q plus the negative orthant). If it is
             not, the result is finite and has no meaning. vmap over `linear` for several right-hand sides.
-        iterations: number of interior-point iterations, static.
+        iterations: bound on the number of interior-point iterations, static.
 
     Returns:
         The minimiser, shape (K,), in the dtype of `linear`. Where there are several, one near their analytic centre.
@@ -46,8 +47,8 @@ def nonnegative_qp(matrix: jax.Array, linear: jax.Array, *, iterations: int = 20
     b, scaled_size = normalised(b * scale)
     proximal = rounding(linear)
 
-    def iteration(_: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        x, z = state
+    def iteration(point: tuple[jax.Array, jax.Array]) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        x, z = point
         ratio = z / x
         solve = cholesky_solver(q + jnp.diag(ratio + proximal * (1 + ratio)))
         residual = product(q, x) - b
@@ -58,14 +59,15 @@ def nonnegative_qp(matrix: jax.Array, linear: jax.Array, *, iterations: int = 20
 
         dx, dz = direction(jnp.zeros_like(x))
         step = jnp.minimum(longest_step(x, dx), longest_step(z, dz))
-        target = centred(jnp.mean((x + step * dx) * (z + step * dz)), jnp.mean(x * z))
+        gap = jnp.mean(x * z)
+        target = centred(jnp.mean((x + step * dx) * (z + step * dz)), gap)
         # eps^2 keeps x and z from underflowing; d = J'x of a unit-scale problem is then exact to eps
         dx, dz = direction(jnp.maximum(target, limits.eps**2) - dx * dz)
         step = jnp.minimum(longest_step(x, dx), longest_step(z, dz))
         new = (x + step * dx, z + step * dz)
-        return accepted(new, new, state)
+        return advance(new, new, point, gap < 4 * limits.eps**2)
 
-    x, _ = lax.fori_loop(0, iterations, iteration, (jnp.ones_like(b), jnp.ones_like(b)))
+    x, _ = iterate(iteration, (jnp.ones_like(b), jnp.ones_like(b)), iterations)
     return finite(x * scaled_size * scale * size)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mtljax.solvers._linear import finite, normalised, product, rounding, triangular_solve, unit_solve
+from mtljax.solvers._linear import finite, iterate, normalised, product, rounding, triangular_solve, unit_solve
 
 _SWEEPS = 24  # bound on a quadratically convergent iteration that takes 3 to 9
 
@@ -113,14 +113,10 @@ def _orthogonal_columns(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
         table = jnp.concatenate([upper, lower]) * lax.rsqrt(1 + jnp.concatenate([tangent, tangent]) ** 2)
         return table[moves], jnp.maximum(worst, jnp.max(cosine))
 
-    def sweep(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        table, worst = lax.fori_loop(0, size - 1, play, (state[0], jnp.zeros_like(state[1])))
-        return table, worst, state[2] + 1
-
-    def unfinished(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+    def sweep(table: jax.Array) -> tuple[jax.Array, jax.Array]:
+        table, worst = lax.fori_loop(0, size - 1, play, (table, jnp.zeros((), matrix.dtype)))
         # Convergence is quadratic: after a sweep that met no larger cosine, what is left is rounding.
-        return (state[1] > jnp.finfo(matrix.dtype).eps ** 0.5) & (state[2] < _SWEEPS)
+        return table, worst < jnp.finfo(matrix.dtype).eps ** 0.5
 
-    start = (table, jnp.ones((), matrix.dtype), jnp.zeros((), int))
-    table = lax.while_loop(unfinished, sweep, start)[0][:num_columns]
+    table = iterate(sweep, table, _SWEEPS)[:num_columns]
     return table[:, :num_columns].T, table[:, num_columns:].T

@@ -1,7 +1,5 @@
 """Gradient Vaccine against the paper's loop over vectors."""
 
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,20 +108,6 @@ def test_zero_and_opposite_gradients_leave_targets_alone_and_updates_finite():
         found, after = update(jnp.asarray(jacobian, jnp.float32), state)
         assert bool(jnp.all(jnp.isfinite(found)))
         assert bool(jnp.all(jnp.abs(after.memory.target) <= 1))
-
-
-def test_forty_tasks_take_milliseconds():
-    jacobian = jnp.asarray(conflicting(40, 60), jnp.float32)
-    tx = gradvac(num_tasks=40)
-    update = jax.jit(tx.update)
-    gradient, state = jax.block_until_ready(update(jacobian, tx.init(jacobian[0])))
-    times = []
-    for _ in range(50):
-        start = time.perf_counter()
-        gradient, state = jax.block_until_ready(update(jacobian, state))
-        times.append(time.perf_counter() - start)
-    assert bool(jnp.all(jnp.isfinite(gradient)))
-    assert min(times) < 1e-2  # below 2 ms on one idle core; a loop over pairs in Python takes 80
 
 
 @pytest.mark.parametrize("beta", [-0.1, 1.1])

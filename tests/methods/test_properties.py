@@ -7,8 +7,11 @@ import functools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from samplers import aligned, conflicting, duplicated, gaussian, low_rank, mixed_scales, stationary
-from trajectories import histories, losses_of, run
+from trajectories import LENGTH, histories, losses_of, run
 
 import mtljax as mtl
 
@@ -44,7 +47,8 @@ def worst_conflict(jacobians, gradients):
     products = np.einsum("ntkd,ntd->ntk", jacobians, gradients)
     norms = np.linalg.norm(jacobians, axis=-1)
     length = np.maximum(np.linalg.norm(gradients, axis=-1), 1e-6 * norms.max(axis=-1))
-    return (-products / (norms * length[..., None])).max()
+    scale = norms * length[..., None]
+    return (-products / np.where(scale > 0, scale, 1)).max()
 
 
 def conflict_of_independent(name):
@@ -124,3 +128,16 @@ def test_declared_properties_hold_and_the_others_have_a_counterexample(name):
 def test_float32_agrees_with_float64(name):
     found, expected = run(name, GENERIC[:8]), plain(name)[:8]
     assert difference(found, expected) < 1e-3
+
+
+ENTRIES = st.sampled_from([0.0, 1.0, -1.0, 2.0, -0.5, 1e-6, -1e6]) | st.floats(-10, 10, width=32)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(jacobians=hnp.arrays(np.float64, (LENGTH, K, SIZE), elements=ENTRIES))
+def test_generated_gradients_give_finite_updates_without_declared_conflicts(name, jacobians):
+    gradients = run(name, jacobians[None], dtype="float64")
+    assert np.all(np.isfinite(gradients))
+    if "non-conflicting" in mtl.methods.describe(name).properties:
+        assert worst_conflict(jacobians[None], gradients) < TOLERANCE

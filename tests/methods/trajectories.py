@@ -15,9 +15,9 @@ import mtljax as mtl
 LENGTH = 4
 BATCH = 32
 LOSSES = np.array([0.5, 2.0, 1.0, 0.25, 3.0])
-# So that what these methods do after a warm-up of epochs is seen within four updates.
+# So that what these methods do in epochs or hundreds of steps is seen within four updates.
 OPTIONS: Mapping[str, dict[str, Any]] = types.MappingProxyType(
-    {"dwa": {"window": 1}, "stch": {"warmup": 1, "window": 1}}
+    {"dwa": {"window": 1}, "stch": {"warmup": 1, "window": 1}, "modo": {"gamma": 0.1}}
 )
 
 
