@@ -21,14 +21,17 @@ import optax
 from mtljax.errors import check_options, unknown
 from mtljax.methods._base import MethodState, task_weights
 from mtljax.methods.adatask import adatask
+from mtljax.methods.aligned_mtl import aligned_mtl
 from mtljax.methods.bmtl import bmtl
 from mtljax.methods.cagrad import cagrad
 from mtljax.methods.conflict_free import conflict_free
 from mtljax.methods.db_mtl import db_mtl
+from mtljax.methods.dualproj import dualproj
 from mtljax.methods.dwa import dwa
 from mtljax.methods.emtl import emtl
 from mtljax.methods.ew import ew
 from mtljax.methods.excess_mtl import excess_mtl
+from mtljax.methods.fairgrad import fairgrad
 from mtljax.methods.famo import famo
 from mtljax.methods.gls import gls
 from mtljax.methods.graddrop import graddrop
@@ -41,6 +44,7 @@ from mtljax.methods.mgda import mgda
 from mtljax.methods.moco import moco
 from mtljax.methods.modo import modo
 from mtljax.methods.mtl_io import mtl_io
+from mtljax.methods.nash_mtl import nash_mtl
 from mtljax.methods.pcgrad import pcgrad
 from mtljax.methods.per_task import per_task
 from mtljax.methods.rlw import rlw
@@ -49,6 +53,7 @@ from mtljax.methods.sdmgrad import sdmgrad
 from mtljax.methods.si import si
 from mtljax.methods.slaw import slaw
 from mtljax.methods.stch import stch
+from mtljax.methods.upgrad import upgrad
 from mtljax.methods.uw import uw
 from mtljax.methods.uw_o import uw_o
 
@@ -57,16 +62,19 @@ __all__ = [
     "Method",
     "MethodState",
     "adatask",
+    "aligned_mtl",
     "bmtl",
     "cagrad",
     "conflict_free",
     "create",
     "db_mtl",
     "describe",
+    "dualproj",
     "dwa",
     "emtl",
     "ew",
     "excess_mtl",
+    "fairgrad",
     "famo",
     "gls",
     "graddrop",
@@ -80,6 +88,7 @@ __all__ = [
     "modo",
     "mtl_io",
     "names",
+    "nash_mtl",
     "pcgrad",
     "per_task",
     "rlw",
@@ -89,6 +98,7 @@ __all__ = [
     "slaw",
     "stch",
     "task_weights",
+    "upgrad",
     "uw",
     "uw_o",
 ]
@@ -147,6 +157,7 @@ class Method:
 
 _REGISTRY = {
     "adatask": Method(adatask, needs="jacobian", paper="2211.15055", properties=("permutable",)),
+    "aligned_mtl": Method(aligned_mtl, needs="gramian", paper="2305.19000"),
     "bmtl": Method(bmtl, needs="losses", paper="2002.04792", properties=(*_COMMON, "linear")),
     "cagrad": Method(cagrad, needs="gramian", paper="2110.14048"),
     "conflict_free": Method(
@@ -161,11 +172,30 @@ _REGISTRY = {
         paper="2308.12029",
         properties=("permutable", "rotatable", "homogeneous", "scale-free"),
     ),
+    "dualproj": Method(
+        dualproj,
+        needs="gramian",
+        paper="2406.16232",
+        properties=(*_COMMON, "non-conflicting", "non-conflicting if independent", "sum"),
+    ),
     "dwa": Method(dwa, needs="losses", paper="1803.10704", properties=(*_COMMON, "linear")),
     "emtl": Method(emtl, needs="gramian", paper="2306.09373"),
     "ew": Method(ew, needs="nothing", paper="2201.04122", properties=(*_COMMON, "linear", "sum")),
     "excess_mtl": Method(
         excess_mtl, needs="jacobian", paper="2402.02009", properties=("row span", "permutable", "homogeneous", "linear")
+    ),
+    "fairgrad": Method(
+        fairgrad,
+        needs="gramian",
+        paper="2402.15638",
+        properties=(
+            "row span",
+            "permutable",
+            "rotatable",
+            "non-conflicting",
+            "non-conflicting if independent",
+            "scale-free",
+        ),
     ),
     "famo": Method(
         famo, needs="losses", paper="2306.03792", properties=(*_COMMON, "linear", "scale-free"), losses_after=True
@@ -202,6 +232,19 @@ _REGISTRY = {
     "mtl_io": Method(
         mtl_io, needs="jacobian", paper="2311.04698", properties=("permutable", "rotatable", "homogeneous", "linear")
     ),
+    "nash_mtl": Method(
+        nash_mtl,
+        needs="gramian",
+        paper="2202.01017",
+        properties=(
+            "row span",
+            "permutable",
+            "rotatable",
+            "non-conflicting",
+            "non-conflicting if independent",
+            "scale-free",
+        ),
+    ),
     "pcgrad": Method(
         pcgrad,
         needs="gramian",
@@ -216,6 +259,12 @@ _REGISTRY = {
     "si": Method(si, needs="losses", paper="2202.01017", properties=(*_COMMON, "linear", "scale-free")),
     "slaw": Method(slaw, needs="losses", paper="2109.08218", properties=(*_COMMON, "linear")),
     "stch": Method(stch, needs="losses", paper="2402.19078", properties=(*_COMMON, "linear", "scale-free")),
+    "upgrad": Method(
+        upgrad,
+        needs="gramian",
+        paper="2406.16232",
+        properties=(*_COMMON, "non-conflicting", "non-conflicting if independent", "linear", "sum"),
+    ),
     "uw": Method(uw, needs="losses", paper="1705.07115", properties=(*_COMMON, "linear")),
     "uw_o": Method(uw_o, needs="losses", paper="2311.04698", properties=(*_COMMON, "linear", "scale-free")),
 }

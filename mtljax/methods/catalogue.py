@@ -31,4 +31,5 @@ def markdown() -> str:
         declared = methods.describe(name).properties
         marks = ("✓" if prop in declared else "" for prop in methods.PROPERTIES)
         lines.append(f"| `{name}` | " + " | ".join(marks) + " |")
+    lines += ["", *(f"- *{prop}*: {meaning}" for prop, meaning in methods.PROPERTIES.items())]
     return "\n".join(lines) + "\n"

@@ -9,7 +9,8 @@ normalisation.
 
 from mtljax.solvers._linear import unit_solve
 from mtljax.solvers.cagrad import cagrad_combination, cagrad_weights
-from mtljax.solvers.quadratic import dual_cone_weights, min_norm_weights, nonnegative_qp
+from mtljax.solvers.fairness import fairness_weights
+from mtljax.solvers.quadratic import dual_cone_weights, min_norm_weights, nonnegative_qp, upgrad_weights
 from mtljax.solvers.spectral import aligned_weights
 
 __all__ = [
@@ -17,7 +18,9 @@ __all__ = [
     "cagrad_combination",
     "cagrad_weights",
     "dual_cone_weights",
+    "fairness_weights",
     "min_norm_weights",
     "nonnegative_qp",
     "unit_solve",
+    "upgrad_weights",
 ]

@@ -44,7 +44,7 @@ def cagrad(jacobian: np.ndarray, c: float = 0.4) -> np.ndarray:
         high += 2
         if high > middle + 60:  # the best d lies inside the ball
             return update(high)
-    return update(brentq(excess, low, high, xtol=1e-15, rtol=1e-15))
+    return update(float(brentq(excess, low, high, xtol=1e-15)))  # pyright: ignore[reportArgumentType]
 
 
 def dual_cone(jacobian: np.ndarray, bounds: np.ndarray) -> np.ndarray:
@@ -88,7 +88,7 @@ def _fairgrad_by_potential(jacobian: np.ndarray, alpha: float) -> np.ndarray:
 
     def potential(z: np.ndarray) -> float:
         barrier = np.log(z) if power == 1 else z ** (1 - power) / (1 - power)
-        return z @ cosines @ z / 2 - b @ barrier
+        return float(z @ cosines @ z / 2 - b @ barrier)
 
     z = scale.copy()
     for _ in range(2000):
@@ -132,7 +132,8 @@ def _fairgrad_proved(jacobian: np.ndarray, alpha: float) -> np.ndarray:
             rhs = mp.matrix([y[k] * capped[k] - residual[k] for k in tasks])
             dz = mp.lu_solve(cosines + mp.diag(stiffness), rhs)
             dy = mp.matrix([y[k] * (capped[k] - power * dz[k] / z[k]) for k in tasks])
-            step = 1 / max([mp.mpf(1), *((1 + mp.mpf(10) ** -6) * -d / x for d, x in [*zip(dz, z), *zip(dy, y)])])
+            shrinking = max(max(-dz[k] / z[k], -dy[k] / y[k]) for k in tasks)
+            step = 1 / max(mp.mpf(1), (1 + mp.mpf(10) ** -6) * shrinking)
             z, y = z + step * dz, y + step * dy
             level -= 3 if step > 0.5 else 0
         served = cosines * z
@@ -144,7 +145,7 @@ def _fairgrad_proved(jacobian: np.ndarray, alpha: float) -> np.ndarray:
 
 
 def aligned_mtl(jacobian: np.ndarray, scale: str = "min") -> np.ndarray:
-    """sigma times the sum of the rows of the polar factor, from singular values; mpmath where rows differ by decades."""
+    """sigma times the sum of the rows of the polar factor, by mpmath where rows differ by decades."""
     norms = np.linalg.norm(jacobian, axis=1)
     if norms.max() < 1e3 * norms.min():
         left, values, right = np.linalg.svd(jacobian, full_matrices=False)

@@ -42,21 +42,24 @@ def plain(name):
     return run(name, GENERIC, dtype="float64")
 
 
-def worst_conflict(jacobians, gradients):
-    """The largest -⟨g_k, d⟩ relative to the lengths; a d of rounding size counts as zero."""
+def worst_conflict(jacobians, gradients, *, floor):
+    """The largest -⟨g_k, d⟩ relative to the lengths of g_k and of d, that of d taken as `floor` times max ‖g‖ at least.
+
+    Where no direction helps every task d is zero up to rounding, or its square root, and has no direction of its own.
+    """
     products = np.einsum("ntkd,ntd->ntk", jacobians, gradients)
     norms = np.linalg.norm(jacobians, axis=-1)
-    length = np.maximum(np.linalg.norm(gradients, axis=-1), 1e-6 * norms.max(axis=-1))
-    scale = norms * length[..., None]
+    scale = norms * np.maximum(np.linalg.norm(gradients, axis=-1), floor * norms.max(axis=-1))[..., None]
     return (-products / np.where(scale > 0, scale, 1)).max()
 
 
 def conflict_of_independent(name):
-    return worst_conflict(GENERIC, plain(name))
+    return worst_conflict(GENERIC, plain(name), floor=0)
 
 
 def conflict(name):
-    return max(conflict_of_independent(name), worst_conflict(DEPENDENT, run(name, DEPENDENT, dtype="float64")))
+    dependent = worst_conflict(DEPENDENT, run(name, DEPENDENT, dtype="float64"), floor=1)
+    return max(conflict_of_independent(name), dependent)
 
 
 def outside_the_row_span(name):
@@ -140,4 +143,4 @@ def test_generated_gradients_give_finite_updates_without_declared_conflicts(name
     gradients = run(name, jacobians[None], dtype="float64")
     assert np.all(np.isfinite(gradients))
     if "non-conflicting" in mtl.methods.describe(name).properties:
-        assert worst_conflict(jacobians[None], gradients) < TOLERANCE
+        assert worst_conflict(jacobians[None], gradients, floor=1) < TOLERANCE

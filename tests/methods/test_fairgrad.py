@@ -1,0 +1,121 @@
+"""FairGrad against a convex solver, high precision and what its fairness means."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from samplers import conflicting, gaussian
+
+from mtljax.methods.fairgrad import fairgrad
+from mtljax.methods.nash_mtl import nash_mtl
+
+ALPHAS = (0.1, 0.5, 1.0, 2.0, 10.0)
+
+
+def weighed(jacobians, alphas, dtype=np.float64):
+    """Updates and weights for a batch of Jacobians and one alpha each, a tracer, in one compiled program."""
+
+    def one(jacobian, alpha):
+        tx = fairgrad(alpha, num_tasks=jacobian.shape[0])
+        gradient, state = tx.update(jacobian, tx.init(jacobian[0]))
+        return gradient, state.weights
+
+    with jax.enable_x64(dtype == np.float64):
+        batch = jnp.asarray(np.stack(jacobians), dtype)
+        found = jax.jit(jax.vmap(one))(batch, jnp.broadcast_to(jnp.asarray(alphas, dtype), len(batch)))
+        return tuple(np.asarray(each, np.float64) for each in found)
+
+
+def nearly_opposite(num_tasks, size, seed=0):
+    jacobian = gaussian(num_tasks, size, seed)
+    jacobian[0] = -1.5 * jacobian[-1] + 1e-5 * jacobian[0]
+    return jacobian
+
+
+def wide(num_tasks, size, seed=0):
+    scales = np.random.default_rng(seed).permutation(np.logspace(-6, 6, num_tasks))
+    return gaussian(num_tasks, size, seed) * scales[:, None]
+
+
+@pytest.mark.parametrize("num_tasks", [2, 5, 10])
+def test_fairgrad_solves_its_equation(num_tasks):
+    samplers = (gaussian, conflicting, wide, nearly_opposite)
+    cases = [(sampler, sampler(num_tasks, 2 * num_tasks), alpha) for sampler in samplers for alpha in ALPHAS]
+    kinds, jacobians, alphas = zip(*cases, strict=True)
+    expected = np.stack([oracles.fairgrad(jacobian, alpha) for _, jacobian, alpha in cases])
+    for dtype in (np.float64, np.float32):
+        found, _ = weighed(jacobians, alphas, dtype)
+        errors = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+        ordinary = np.array([kind is not nearly_opposite for kind in kinds])
+        assert errors[ordinary].max() < (1e-10 if dtype == np.float64 else 1e-3)  # measured 2e-13 and 5e-5
+        if dtype == np.float64:
+            assert errors.max() < 1e-4  # the Gramian rounds what is left of opposite rows, 5e-11, by 2e-6
+
+
+def test_the_residual_is_rounding():
+    jacobians = [gaussian(5, 8), conflicting(5, 8)] * 5
+    alphas = np.repeat(ALPHAS, 2)
+    found, weights = weighed(jacobians, alphas)
+    for jacobian, alpha, gradient, w in zip(jacobians, alphas, found, weights, strict=True):
+        np.testing.assert_allclose(w * (jacobian @ gradient) ** alpha, 1, rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_alpha_one_is_nash_mtl(dtype):
+    jacobian = conflicting(5, 8)
+    tx = nash_mtl()
+    with jax.enable_x64(dtype == np.float64):
+        expected = tx.update(jnp.asarray(jacobian, dtype), tx.init(jnp.zeros(8)))[0]
+    np.testing.assert_allclose(weighed([jacobian], 1.0, dtype)[0][0], expected, rtol=0, atol=1e3 * np.finfo(dtype).eps)
+
+
+def test_the_degree_in_the_gradients_depends_on_alpha():
+    jacobian = gaussian(5, 8)
+    for scale in (1e-8, 1e8):
+        small, _ = weighed([jacobian] * 5, ALPHAS)
+        large, _ = weighed([scale * jacobian] * 5, ALPHAS)
+        for alpha, one, other in zip(ALPHAS, small, large, strict=True):
+            np.testing.assert_allclose(other, one * scale ** ((1 - alpha) / (1 + alpha)), rtol=1e-10)
+
+
+def test_the_limits_are_the_sum_and_the_best_worst_case():
+    jacobian = conflicting(4, 8)
+    (little, much), _ = weighed([jacobian] * 2, [1e-3, 300.0])
+    np.testing.assert_allclose(little, jacobian.sum(axis=0), rtol=0.1)
+    worst_case = oracles.mgda(jacobian)  # the direction with the largest min_k <g_k, d>
+    cosine = much @ worst_case / np.linalg.norm(much) / np.linalg.norm(worst_case)
+    assert cosine > 1 - 1e-4
+
+
+def test_fairgrad_never_conflicts():
+    jacobians = [conflicting(5, 8, seed) for seed in range(8)]
+    for alpha in ALPHAS:
+        found, _ = weighed(jacobians, alpha)
+        assert np.einsum("bkd,bd->bk", jacobians, found).min() > 0
+
+
+def test_contradictory_gradients_are_let_be():
+    one, _, third = gaussian(3, 6)
+    rest = third - (third @ one) / (one @ one) * one
+    length = np.linalg.norm(rest)
+    found, _ = weighed([np.array([one, -2 * one, third])] * 3, [0.1, 0.5, 1.0])
+    for alpha, gradient in zip([0.1, 0.5, 1.0], found, strict=True):
+        direction = rest / length * length ** ((1 - alpha) / (1 + alpha))
+        # alpha < 1: the unbounded weights still gain a little, which costs the others
+        assert abs(gradient @ one) < 0.05 * np.linalg.norm(one) * np.linalg.norm(gradient)
+        np.testing.assert_allclose(gradient, direction, atol=0.05 if alpha < 0.5 else 1e-4)
+
+
+def test_tasks_without_a_gradient_do_not_count():
+    jacobian = gaussian(3, 6)
+    padded = np.insert(jacobian, [0, 2], 0, axis=0)
+    np.testing.assert_allclose(weighed([padded], 2.0)[0], weighed([jacobian], 2.0)[0], rtol=1e-12)
+
+
+def test_bad_hyperparameters_are_one_clear_sentence():
+    for bad in (0, -1.0, np.inf, np.nan):
+        with pytest.raises(ValueError, match="fairgrad: alpha must be positive and finite, got"):
+            fairgrad(bad)
+    with pytest.raises(ValueError, match="pass num_tasks=K"):
+        fairgrad(update_every=2)
