@@ -18,6 +18,7 @@ def check_options(
       options: The keyword arguments.
       build: The function or class they are for. A value must have the type of its parameter's default: bool, string,
         number (an integer where the default is one) or sequence; where the default is None or missing, anything goes.
+        A parameter annotated as `Sequence` takes a sequence whatever its default.
       exclude: Parameters that are set elsewhere.
 
     Raises:
@@ -32,7 +33,8 @@ def check_options(
         accepted = next((accepts for kinds, _, accepts in _KINDS if isinstance(default, kinds)), object)
         wrong_bool = isinstance(value, bool) and not isinstance(default, bool)
         numeric_array = isinstance(default, (int, float)) and hasattr(value, "dtype")  # traced, say
-        if expected and not numeric_array and (wrong_bool or not isinstance(value, accepted)):
+        sequence = isinstance(value, (tuple, list)) and "Sequence" in str(parameters[name].annotation)
+        if expected and not numeric_array and not sequence and (wrong_bool or not isinstance(value, accepted)):
             raise ValueError(f"option {name} of {what} must be {expected}, got {value!r}")
 
 

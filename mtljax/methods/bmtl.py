@@ -9,7 +9,7 @@ import optax
 from mtljax.methods._base import Scalar, check, weighting
 
 
-def bmtl(temperature: Scalar = 50, *, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs:
+def bmtl(temperature: Scalar = 50.0, *, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs:
     """Balanced multi-task learning (Liang and Zhang, arXiv:2002.04792).
 
     d = ∇ Σ_k exp(L_k / T), so w_k = exp(L_k / T) / T: of two losses the larger has the larger weight, the more so the

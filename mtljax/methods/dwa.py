@@ -25,7 +25,7 @@ class LossAverages(NamedTuple):
 
 
 def dwa(
-    temperature: Scalar = 2, *, window: Scalar = 25, num_tasks: int | None = None
+    temperature: Scalar = 2.0, *, window: Scalar = 25, num_tasks: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Dynamic weight average (Liu et al., arXiv:1803.10704).
 

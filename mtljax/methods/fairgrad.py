@@ -16,9 +16,9 @@ def fairgrad(
     """Fair resource allocation (Ban & Ji, arXiv:2402.15638).
 
     d = argmax Σ_k ⟨g_k, d⟩^(1 - α) / (1 - α) on a sphere, which is d = Σ_k w_k g_k with G w = w^(-1/α) elementwise for
-    the Gramian G. α → 0 tends to the plain sum, α = 1 is Nash-MTL, α = 2 minimises the potential delay, and α → ∞
-    maximises the worst improvement. For every α > 0, d conflicts with no task. Cost: K backward passes and one K x K
-    problem.
+    the Gramian G. α → 0 tends to the plain sum, projected where that conflicts with a task, α = 1 is Nash-MTL, α = 2
+    minimises the potential delay, and α → ∞ maximises the worst improvement. For every α > 0, d conflicts with no task.
+    Cost: K backward passes and one K x K problem.
 
     The default α = 1 is that of the class in the official code, whose published runs use 2. The weights solve the
     equation as it stands: d has degree (1 - α) / (1 + α) in the gradients, so for α > 1 smaller gradients give longer

@@ -29,7 +29,7 @@ class FamoMemory(NamedTuple):
 def famo(
     decay: Scalar = 1e-3,
     learning_rate: Scalar = 0.025,
-    min_losses: Scalar | Sequence[float] = 0,
+    min_losses: Scalar | Sequence[float] = 0.0,
     *,
     optimizer: optax.GradientTransformation | None = None,
     num_tasks: int | None = None,

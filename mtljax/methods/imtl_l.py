@@ -24,7 +24,7 @@ class LossScales(NamedTuple):
 
 def imtl_l(
     *,
-    init: Scalar = 0,
+    init: Scalar = 0.0,
     learning_rate: Scalar = 0.025,
     optimizer: optax.GradientTransformation | None = None,
     num_tasks: int | None = None,

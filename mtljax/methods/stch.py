@@ -22,7 +22,7 @@ class Nadir(NamedTuple):
 
 
 def stch(
-    mu: Scalar = 1, warmup: Scalar = 4, *, window: Scalar = 25, num_tasks: int | None = None
+    mu: Scalar = 1.0, warmup: Scalar = 4, *, window: Scalar = 25, num_tasks: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Smooth Tchebycheff scalarization (Lin et al., arXiv:2402.19078), in the logarithmic form of its code.
 

@@ -1,6 +1,7 @@
 """What every method promises, checked on everything in the registry."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -319,6 +320,24 @@ def test_unknown_methods_and_hyperparameters_name_the_nearest():
         mtl.methods.create("cagard", num_tasks=2)
     with pytest.raises(ValueError, match="unknown option of method cagrad 'rescal': did you mean 'rescale'"):
         mtl.methods.create("cagrad", num_tasks=2, rescal="none")
+
+
+COUNTS = {"iterations", "seed", "warmup", "window"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numeric_hyperparameters_take_fractions_by_name(name):
+    parameters = inspect.signature(mtl.methods.describe(name).build).parameters.values()
+    numbers = {p.name for p in parameters if isinstance(p.default, (int, float)) and not isinstance(p.default, bool)}
+    for parameter in numbers - COUNTS:
+        mtl.methods.create(name, num_tasks=2, **{parameter: 0.25})
+
+
+def test_hyperparameters_of_each_task_may_be_a_sequence():
+    mtl.methods.create("graddrop", num_tasks=2, leak=(0.1, 0.2))
+    mtl.methods.create("famo", num_tasks=2, min_losses=[0.1, 0.2])
+    with pytest.raises(ValueError, match="option c of method cagrad must be a number"):
+        mtl.methods.create("cagrad", num_tasks=2, c=(0.1, 0.2))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -89,7 +89,8 @@ def test_with_two_tasks_upgrad_is_half_of_pcgrad(dtype):
     jacobians = np.stack([sampler(2, 4, seed) for sampler in (gaussian, conflicting, wide) for seed in range(4)])
     with jax.enable_x64(dtype == np.float64):
         batch = jnp.asarray(jacobians, dtype)
-        expected = jax.vmap(lambda jacobian: tx.update(jacobian, tx.init(jacobian[0]))[0])(batch) / 2
+        both = jax.vmap(lambda jacobian: tx.update(jacobian, tx.init(jacobian[0]))[0])(batch)
+    expected = np.asarray(both, np.float64) / 2
     scale = np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(updates(jacobians, dtype) / scale, expected / scale, atol=20 * np.finfo(dtype).eps)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import mtljax as mtl
+from mtljax.tasks import mean_loss
 from mtljax.training import MethodConfig, ModelConfig, OptimizerConfig, parallel
 from mtljax.training.loop import load_data
 from mtljax.training.program import build_model, build_program, data_key, init_state, structure
@@ -25,21 +26,25 @@ def advanced(config, steps, data=None):
     return parallel.fetch(state, program.devices), metrics, program
 
 
-@pytest.mark.parametrize("method", ["ew", "cagrad"])
+MLP = ModelConfig("mlp", {"features": (16,)})
+RESNET = ModelConfig("resnet18", {"width": 2, "blocks": (1,), "features": 8, "small_stem": True})
+
+
 @pytest.mark.parametrize(
-    "model",
+    ("model", "method"),
     [
-        ModelConfig("mlp", {"features": (16,)}),
-        ModelConfig("lenet", {"kernels": (3, 3), "padding": "SAME", "features": 16}),
-        ModelConfig("resnet18", {"width": 2, "blocks": (1,), "features": 8, "small_stem": True}),
+        (MLP, "ew"),
+        (MLP, "famo"),
+        (ModelConfig("lenet", {"kernels": (3, 3), "padding": "SAME", "features": 16}), "cagrad"),
+        (RESNET, "cagrad"),
     ],
-    ids=lambda model: model.encoder,
+    ids=lambda value: getattr(value, "encoder", value),
 )
 def test_eight_devices_equal_one(tiny, model, method):
     # sgd, because Adam's first steps turn rounding errors of tiny gradients into updates of full size.
     config = tiny(model=model, method=MethodConfig(method), optimizer=OptimizerConfig("sgd", learning_rate=0.1))
-    one, one_metrics, _ = advanced(config, 2)
-    many, many_metrics, program = advanced(dataclasses.replace(config, devices=8), 2)
+    one, one_metrics, _ = advanced(config, 3)
+    many, many_metrics, program = advanced(dataclasses.replace(config, devices=8), 3)
     assert len(program.devices) == 8
     for a, b in zip(
         jax.tree.leaves((one.params, one.model_state)), jax.tree.leaves((many.params, many.model_state)), strict=True
@@ -49,8 +54,31 @@ def test_eight_devices_equal_one(tiny, model, method):
         np.testing.assert_allclose(many_metrics["losses"][task][0], loss, rtol=1e-5)
 
 
+def test_famo_gets_the_losses_of_the_last_batch_at_the_new_parameters(tiny):
+    config = tiny(model=MLP, method=MethodConfig("famo"), optimizer=OptimizerConfig("sgd", learning_rate=0.1))
+    data = load_data(config)
+    state, _, program = advanced(config, 2, data)
+    second = np.asarray(program.shuffle(data_key(config), 0))[config.batch_size : 2 * config.batch_size]
+    outputs, _ = program.model.apply(state.params, state.model_state, data.splits["train"].inputs[second])
+    expected = [
+        mean_loss(data.tasks[task], outputs[task], data.splits["train"].targets[task][second])
+        for task in sorted(data.tasks)
+    ]
+    np.testing.assert_allclose(state.losses_after, expected, rtol=1e-5)
+    assert advanced(tiny(), 1)[0].losses_after is None
+
+
+def test_a_method_that_wants_independent_batches_gets_thirds_of_the_batch(tiny):
+    config = tiny(model=RESNET, method=MethodConfig("modo", {"gamma": 1.0}))
+    state, metrics, _ = advanced(config, 3)
+    assert np.abs(metrics["weights"] - 0.5).max() > 1e-4
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    with pytest.raises(ValueError, match=r"cuts each device's batch into 3 independent ones.*use at least 24"):
+        build_program(dataclasses.replace(config, batch_size=16, devices=8), load_data(config))
+
+
 def test_batch_statistics_change_only_by_training(tiny):
-    config = tiny(model=ModelConfig("resnet18", {"width": 2, "blocks": (1,), "features": 8, "small_stem": True}))
+    config = tiny(model=RESNET)
     before, _, _ = advanced(config, 1)
     after, _, program = advanced(config, 2)
     changed = [
