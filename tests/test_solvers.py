@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.optimize import nnls
 
-from mtljax.solvers import cagrad_combination, cagrad_weights, dual_cone_weights, min_norm_weights, nonnegative_qp
+from mtljax.solvers import (
+    aligned_weights,
+    cagrad_combination,
+    cagrad_weights,
+    dual_cone_weights,
+    fairness_weights,
+    min_norm_weights,
+    nonnegative_qp,
+    unit_solve,
+    upgrad_weights,
+)
 
 # The oracles work on the Jacobian in float64, the solvers on a Gramian in the dtype under test. d = J'w is compared,
 # not w: w is not unique when gradients are dependent.
@@ -22,6 +32,10 @@ BATCHED = {
     "dual_cone": jax.jit(jax.vmap(dual_cone_weights)),
     "cagrad": jax.jit(jax.vmap(cagrad_weights, (0, 0, None))),
     "cagrad_combination": jax.jit(jax.vmap(cagrad_combination, (0, 0, None))),
+    "upgrad": jax.jit(jax.vmap(upgrad_weights)),
+    "aligned": jax.jit(jax.vmap(partial(aligned_weights, scale="min"))),
+    "fairness": jax.jit(jax.vmap(fairness_weights, (0, 0, None))),
+    "unit": jax.jit(jax.vmap(unit_solve)),
 }
 
 
@@ -37,7 +51,9 @@ def run(name, *arrays, dtype=np.float64):
 
 
 def weigh(name, cosines, norms, dtype=np.float32):
-    more = {"dual_cone": [np.full_like(norms, 1 / norms.shape[1])], "min_norm": []}.get(name, [0.4])
+    more = [0.4] if name in ("cagrad", "cagrad_combination", "fairness") else []
+    if name == "dual_cone":
+        more = [np.full_like(norms, 1 / norms.shape[1])]
     return run(name, cosines, norms, *more, dtype=dtype)
 
 
@@ -284,7 +300,8 @@ def test_cagrad_combination_goes_to_zero_at_pareto_stationary_points():
         assert np.linalg.norm(v @ jacobian) < 1e-5 * np.linalg.norm(jacobian.mean(0))
 
 
-solvers = pytest.mark.parametrize("name", ["min_norm", "dual_cone", "cagrad", "cagrad_combination"])
+SOLVERS = ["min_norm", "dual_cone", "cagrad", "cagrad_combination", "upgrad", "aligned"]
+solvers = pytest.mark.parametrize("name", SOLVERS)
 
 
 @solvers
@@ -316,6 +333,8 @@ def test_vmap_equals_a_loop(name):
             "dual_cone": lambda cosines, norms: dual_cone_weights(cosines, norms, jnp.full(5, 0.2)),
             "cagrad": partial(cagrad_weights, c=0.4),
             "cagrad_combination": partial(cagrad_combination, c=0.4),
+            "upgrad": upgrad_weights,
+            "aligned": partial(aligned_weights, scale="min"),
         }[name]
     )
     loop = [single(c, n) for c, n in zip(cosines, norms, strict=True)]
@@ -330,7 +349,7 @@ def test_one_task_gets_the_weight_one(name):
     np.testing.assert_allclose(weights, np.full((3, 1), expected), rtol=1e-6)
 
 
-@solvers
+@pytest.mark.parametrize("name", [*SOLVERS, "fairness"])
 def test_weights_stay_finite_on_degenerate_gradients(name):
     rng = np.random.default_rng(7)
     e = np.eye(5)
@@ -347,6 +366,34 @@ def test_weights_stay_finite_on_degenerate_gradients(name):
     for dtype in (np.float32, np.float64):
         cosines, norms = map(np.stack, zip(*(split(case, dtype) for case in cases), strict=True))
         assert np.isfinite(weigh(name, cosines, norms, dtype)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_unit_solve_inverts_gramians(dtype):
+    for num_tasks in (2, 40):
+        rng = np.random.default_rng(1)
+        jacobians = [sample(kind, num_tasks, 2 * num_tasks, rng) for kind in ("generic", "aligned")]
+        cosines, _ = map(np.stack, zip(*(split(jacobian, dtype) for jacobian in jacobians), strict=True))
+        rhs = rng.standard_normal((2, num_tasks)).astype(dtype)
+        expected = np.linalg.solve(cosines.astype(np.float64), rhs[..., None].astype(np.float64))[..., 0]
+        found = run("unit", cosines, rhs, dtype=dtype)
+        # the condition of these reaches 100; one refinement leaves a few eps times that
+        np.testing.assert_allclose(found, expected, rtol=0, atol=300 * np.finfo(dtype).eps * np.abs(expected).max())
+
+
+def test_unit_solve_gives_the_shortest_solution_of_singular_systems():
+    rng = np.random.default_rng(3)
+    jacobians = [rng.standard_normal((5, size)) for size in (3, 8, 8, 8)]
+    jacobians[1][0] = -2 * jacobians[1][3]
+    jacobians[2][:] = 0
+    jacobians[3][[1, 4]] = 0
+    cosines, _ = map(np.stack, zip(*map(split, jacobians), strict=True))
+    rhs = rng.standard_normal((4, 5))
+    found = run("unit", cosines, rhs)
+    expected = [np.linalg.pinv(c, rcond=1e-10, hermitian=True) @ b for c, b in zip(cosines, rhs, strict=True)]
+    np.testing.assert_allclose(found, expected, atol=1e-11)
+    assert (found[2] == 0).all()
+    assert (found[3][[1, 4]] == 0).all()
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -39,7 +39,8 @@ def fairgrad(
     [0.5, 1.0]
 
     Args:
-      alpha: the fairness, positive. May be a tracer. Tested from 0.1 to 10.
+      alpha: the fairness, positive. From 0.01 up the equation is solved; below, the iteration may stop short. May be a
+        tracer.
       num_tasks: K; needed to read the weights from the state and for `update_every`.
       update_every: solve every n updates and reuse the weights in between; None solves at every update.
 

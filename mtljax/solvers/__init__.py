@@ -1,10 +1,13 @@
-"""The K x K problems behind the methods, solved inside jit with a fixed number of iterations.
+"""The K x K problems behind the methods, solved inside jit with a bounded number of iterations.
 
 Every solver is a pure function of arrays: it can be jitted, vmapped and scanned, and K is read from the shapes. A
 Gramian comes in unit-diagonal coordinates, as `cosines[i, j] = g_i.g_j / (|g_i| |g_j|)` (row, column and diagonal
 zero where `g_i = 0`) and `norms[i] = |g_i|`; it is never multiplied out, because products of norms leave the range
 of float32. No tolerance is absolute: every threshold is a multiple of the machine epsilon of the dtype, applied after
-normalisation.
+normalisation. Iterations stop when they have converged; under vmap, when all problems have.
+
+One file a problem: `quadratic` (MGDA, UPGrad, DualProj), `cagrad`, `fairness` (Nash-MTL, FairGrad) and `spectral`
+(Aligned-MTL).
 """
 
 from mtljax.solvers._linear import unit_solve

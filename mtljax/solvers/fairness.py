@@ -32,7 +32,8 @@ def fairness_weights(
     Args:
         cosines: shape (K, K), unit-diagonal Gramian.
         norms: shape (K,), lengths of the gradients.
-        alpha: the fairness, positive; may be a tracer.
+        alpha: the fairness, at least 0.01 (below, the equation is stiff and the iteration may stop short); may be a
+            tracer.
         iterations: bound on the number of Newton steps, static.
 
     Returns:
