@@ -128,26 +128,23 @@ def _by_pivoting(cosines: jax.Array) -> tuple[jax.Array, jax.Array]:
     num_tasks = len(cosines)
     tasks = jnp.arange(num_tasks)
     small = rounding(cosines)
+    negative = -4 * jnp.finfo(cosines.dtype).eps
 
-    def pivot(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        table, free, count = state
+    def pivot(state: tuple[jax.Array, jax.Array]) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        table, free = state
         pivots = jnp.argmin(table[:, :, -1], axis=1)
         row = table[tasks, pivots]
         sign = jnp.where(free, -1, 1) * jnp.where(free[tasks, pivots], -1, 1)[:, None]
         column = sign * row[:, :-1]  # tables are symmetric but for the sign between variables of either kind
         size = row[tasks, pivots]
-        usable = (row[:, -1] < -small) & (size > small)
+        usable = (row[:, -1] < negative) & (size > small)
         unit = (tasks == pivots[:, None]).astype(table.dtype)
         row = (row - jnp.pad(unit, ((0, 0), (0, 1)))) / jnp.where(usable, size, jnp.inf)[:, None]
         table = table - (column + unit)[:, :, None] * row[:, None, :]
-        return table, free ^ ((unit > 0) & usable[:, None]), count + 1
-
-    def unfinished(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        return jnp.any(state[0][:, :, -1] < -small) & (state[2] < 2 * num_tasks)
+        return (table, free ^ ((unit > 0) & usable[:, None])), ~jnp.any(usable)
 
     start = jnp.concatenate([jnp.broadcast_to(cosines, (num_tasks,) * 3), cosines[:, :, None]], axis=2)
-    free = jnp.zeros((num_tasks, num_tasks), bool)
-    _, free, _ = lax.while_loop(unfinished, pivot, (start, free, jnp.zeros((), int)))
+    _, free = iterate(pivot, (start, jnp.zeros((num_tasks, num_tasks), bool)), 2 * num_tasks)
 
     # The table has lost digits on the way: solve once more for the variables it found.
     both = free[:, :, None] & free[:, None, :]
