@@ -260,7 +260,9 @@ def _materialized(grads: Sequence[TaskGradients]) -> Sequence[TaskGradients]:
 
 def _is_jacobian_of(updates: tuple[Any, ...], params: PyTree | None) -> bool:
     """Whether a tuple is one Jacobian of parameters that are a tuple, and not several Jacobians."""
-    return params is not None and jax.tree.structure(updates) == jax.tree.structure(params)
+    if params is None or any(isinstance(each, TaskGradients) for each in updates):
+        return False
+    return jax.tree.structure(updates) == jax.tree.structure(params)
 
 
 def positive(losses: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -22,7 +22,8 @@ def cagrad(
     c = 0 is the mean; c ≥ 1 never conflicts with a task. Cost: K backward passes and one K x K problem.
 
     At a Pareto-stationary point g_w may be 0 and its direction undefined; d is then read off the solver's dual
-    variables and is still the best worst case in the ball (0 for c ≥ 1). If all gradients are zero, d = 0. Tasks with
+    variables. Between exactly opposite gradients those lose their digits: d then stays in the ball, is no worse for the
+    worst task than g_0, and than 0 where c ≥ 1, but need not be the best. If all gradients are zero, d = 0. Tasks with
     a zero gradient count in the mean but not in the minimum. The scale is the paper's; the official code divides by
     1 + c² by default (its toy by 1 + c) and multiplies by K.
 

@@ -84,7 +84,8 @@ def gradnorm(
         # Ratios to the mean of the live tasks, through quotients that no dtype's range cuts.
         rates = jnp.where(live, jnp.log(losses) - jnp.log(jnp.where(initial > 0, initial, 1)), -jnp.inf)
         rates = count * jnp.exp(rates - jax.nn.logsumexp(jnp.where(jnp.any(live), rates, 0)))
-        lengths = jnp.where(live, norms / jnp.maximum(jnp.max(norms), jnp.finfo(norms.dtype).tiny), 0)
+        longest = jnp.max(jnp.where(live, norms, 0))
+        lengths = jnp.where(live, norms / jnp.where(longest > 0, longest, 1), 0)
         lengths = lengths * count / jnp.where(jnp.any(live), jnp.sum(lengths), 1)
 
         weighted = weights * lengths

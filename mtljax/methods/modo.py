@@ -31,9 +31,9 @@ def modo(
     slope of MGDA's problem; one batch in both places would add the gradients' variance to it. Cost: 3K backward passes.
 
     Pass `update` a tuple of three gradients. With two, the second is combined; with one it is used in all three
-    places: K backward passes, and a biased estimate. γ = 1e-3 and ρ = 0.1 are LibMTL's and the official code's
-    defaults. γ has the unit of an inverse squared gradient, so the scale of the losses matters. LibMTL averages the
-    gradients of the heads over the batches; here they come from the last.
+    places: K backward passes, and a biased estimate. γ = 1e-3 and ρ = 0.1 are LibMTL's; the official code has γ = 0.1,
+    draws two batches and combines the sum of both. γ has the unit of an inverse squared gradient, so the scale of the
+    losses matters. LibMTL averages the gradients of the heads over the batches; here they come from the last.
 
     If all gradients are zero, d = 0 and λ moves towards 1/K. Where the products leave the dtype's range, the step is as
     long as it can be and λ ends in a corner or a face of the simplex.

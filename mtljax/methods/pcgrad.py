@@ -21,7 +21,7 @@ def pcgrad(
     more it can. Cost: K backward passes and a K x K recursion on the Gramian.
 
     Zero gradients neither project nor are projected. As in the paper each task draws its own order and skips itself;
-    several reimplementations share one order, project a gradient on itself, or return the mean.
+    the official code and several others share one order and project a gradient on itself too, and some return the mean.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[1.0, 0.0], [-1.0, 1.0]])

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from mtljax.solvers._linear import (
     TO_BOUNDARY,
@@ -18,6 +19,7 @@ from mtljax.solvers._linear import (
     on_simplex,
     product,
     rounding,
+    unit_solve,
 )
 
 
@@ -65,7 +67,32 @@ def cagrad_combination(
     """
     path, relative, mean = _cagrad_path(cosines, norms, c, iterations)
     live = norms >= jnp.finfo(norms.dtype).tiny
-    return finite(1 / len(norms) + jnp.where(live, jnp.asarray(c, norms.dtype) * mean * path.eta / relative, 0))
+    radius = jnp.asarray(c, norms.dtype) * mean
+    eta = lax.cond(
+        jnp.max(jnp.abs(path.eta)) > jnp.finfo(norms.dtype).eps ** -0.5,
+        lambda: _guarded(path.eta, jnp.where(live, cosines, 0), jnp.where(live, relative, 0), radius, c),
+        lambda: path.eta,
+    )
+    return finite(1 / len(norms) + jnp.where(live, radius * eta / relative, 0))
+
+
+def _guarded(
+    eta: jax.Array, cosines: jax.Array, relative: jax.Array, radius: jax.Array, c: jax.typing.ArrayLike
+) -> jax.Array:
+    """Coefficients of e that keep the promises of CAGrad where the barrier method lost its digits.
+
+    Between opposite gradients eta grows without bound, along combinations that are zero, and d would be their rounding.
+    Without those combinations, and inside the ball, it competes for the best worst case with the mean gradient itself
+    (e = 0) and, where the ball reaches it, with d = 0.
+    """
+    eta = unit_solve(cosines, product(cosines, eta))
+    eta = eta / jnp.maximum(1, jnp.sqrt(jnp.maximum(jnp.sum(eta * product(cosines, eta)), 0)))
+    even = relative / len(relative)
+    to_zero = jnp.where(radius > 0, -even / jnp.where(radius > 0, radius, 1), 0)
+    candidates = jnp.stack([eta, jnp.zeros_like(eta), jnp.where(jnp.asarray(c) >= 1, to_zero, 0)])
+    gains = product(even + radius * candidates, cosines) * relative
+    worst = jnp.min(jnp.where(relative > 0, gains, jnp.inf), axis=1)
+    return candidates[jnp.argmax(worst)]
 
 
 class _Path(NamedTuple):

@@ -1,7 +1,7 @@
 """Runs a method on a batch of Jacobians with as few compilations as possible."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -18,12 +18,13 @@ def _compiled(method: Callable[..., Any], hyperparameters: tuple[tuple[str, Any]
 
 
 def updates(
-    method: Callable[..., Any], jacobians: Sequence[np.ndarray] | np.ndarray, dtype: Any = np.float64, **hyperparameters
+    method: Callable[..., Any], jacobians: Iterable[np.ndarray], dtype: Any = np.float64, **hyperparameters: Any
 ) -> np.ndarray:
     """The updates of a method that sees only the Gramian, for at most 16 Jacobians (K, size <= 20) of one shape."""
-    count, size = len(jacobians), jacobians[0].shape[1]
-    batch = np.zeros((_BATCH, len(jacobians[0]), _SIZE), dtype)
-    batch[:, :, :size] = np.stack(jacobians).astype(dtype)[np.arange(_BATCH) % count]
+    stacked = np.stack(list(jacobians)).astype(dtype)
+    count, num_tasks, size = stacked.shape
+    batch = np.zeros((_BATCH, num_tasks, _SIZE), dtype)
+    batch[:, :, :size] = stacked[np.arange(_BATCH) % count]
     with jax.enable_x64(dtype == np.float64):
         found = _compiled(method, tuple(sorted(hyperparameters.items())))(jnp.asarray(batch))
     return np.asarray(found, np.float64)[:count, :size]

@@ -92,3 +92,20 @@ def test_bad_hyperparameters_are_one_clear_sentence():
         mtl.cagrad(update_every=2)
     with pytest.raises(ValueError, match="update_every must be a positive Python int, got 0"):
         mtl.cagrad(update_every=0, num_tasks=2)
+
+
+@pytest.mark.parametrize("c", [0.4, 1.0, 2.0])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_opposite_gradients_keep_the_promises_of_the_ball(c, dtype):
+    jacobians = np.stack([gaussian(4, 8, seed) for seed in range(20)])
+    jacobians[:, 0] = -3 * jacobians[:, 1]
+    tx = mtl.cagrad(c=c)
+    with jax.enable_x64(dtype == "float64"):
+        update = jax.jit(jax.vmap(lambda jacobian: tx.update(jacobian, tx.init(jacobian[0]))[0]))
+        found = np.asarray(update(jnp.asarray(jacobians, dtype)), np.float64)
+    mean, tolerance = jacobians.mean(axis=1), 1e-6 if dtype == "float64" else 1e-3
+    assert np.all(np.linalg.norm(found - mean, axis=1) <= c * np.linalg.norm(mean, axis=1) * (1 + tolerance))
+    worst, of_the_mean = (np.einsum("nkd,nd->nk", jacobians, d).min(axis=1) for d in (found, mean))
+    assert np.all(worst >= of_the_mean - tolerance * np.linalg.norm(jacobians, axis=2).max() ** 2)
+    if c >= 1:
+        assert np.all(worst >= -tolerance * np.linalg.norm(jacobians, axis=2).max() ** 2)

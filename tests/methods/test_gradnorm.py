@@ -121,3 +121,11 @@ def test_bad_input_is_one_clear_sentence():
         gradnorm()
     with pytest.raises(ValueError, match="gradnorm weighs by the losses: pass them"):
         gradnorm(num_tasks=2).update(jnp.eye(2), gradnorm(num_tasks=2).init(jnp.zeros(2)))
+
+
+def test_one_task_without_a_positive_loss_beside_a_far_shorter_gradient_stays_finite():
+    tx = gradnorm(num_tasks=2)
+    state = tx.init(jnp.zeros(1))
+    for _ in range(3):
+        gradient, state = tx.update(jnp.array([[1e-30], [1e15]]), state, losses=jnp.array([1.0, -1.0]))
+    assert bool(jnp.all(jnp.isfinite(gradient)) & jnp.all(jnp.isfinite(state.memory.weights)))

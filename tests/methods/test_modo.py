@@ -7,6 +7,7 @@ import oracles_linear
 import pytest
 from samplers import conflicting, gaussian
 
+from mtljax.gradients import task_gradients
 from mtljax.methods.modo import modo, project_simplex
 
 K = 4
@@ -108,3 +109,14 @@ def test_bad_input_is_one_clear_sentence():
         modo()
     with pytest.raises(ValueError, match="1, 2 or 3 independent batches, got 4"):
         modo(num_tasks=2).update((jnp.eye(2),) * 4, modo(num_tasks=2).init(jnp.zeros(2)))
+
+
+def test_a_tuple_of_gradients_is_no_jacobian_of_parameters_that_are_a_tuple():
+    params = (jnp.ones(2), jnp.ones(3))
+    tx = modo(num_tasks=2)
+    batches = tuple(
+        task_gradients(lambda p, x=x: {"a": x * p[0].sum() + p[1].sum(), "b": p[0].sum() * p[1].sum()}, params)[1]
+        for x in (1.0, 2.0)
+    )
+    gradient, _ = tx.update(batches, tx.init(params), params)
+    assert jax.tree.map(jnp.shape, gradient) == ((2,), (3,))
