@@ -116,6 +116,7 @@ PROPERTIES = {
     "sum": "d is a multiple of the sum of the gradients where no two of them conflict",
 }
 _COMMON = ("row span", "permutable", "rotatable", "homogeneous")
+_NEVER_CONFLICTS = ("non-conflicting", "non-conflicting if independent")
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ _REGISTRY = {
         dualproj,
         needs="gramian",
         paper="2406.16232",
-        properties=(*_COMMON, "non-conflicting", "non-conflicting if independent", "sum"),
+        properties=(*_COMMON, *_NEVER_CONFLICTS, "sum"),
     ),
     "dwa": Method(dwa, needs="losses", paper="1803.10704", properties=(*_COMMON, "linear")),
     "emtl": Method(emtl, needs="gramian", paper="2306.09373"),
@@ -188,14 +189,7 @@ _REGISTRY = {
         fairgrad,
         needs="gramian",
         paper="2402.15638",
-        properties=(
-            "row span",
-            "permutable",
-            "rotatable",
-            "non-conflicting",
-            "non-conflicting if independent",
-            "scale-free",
-        ),
+        properties=("row span", "permutable", "rotatable", *_NEVER_CONFLICTS, "scale-free"),
     ),
     "famo": Method(
         famo, needs="losses", paper="2306.03792", properties=(*_COMMON, "linear", "scale-free"), losses_after=True
@@ -223,7 +217,7 @@ _REGISTRY = {
         mgda,
         needs="gramian",
         paper="1810.04650",
-        properties=(*_COMMON, "non-conflicting", "non-conflicting if independent"),
+        properties=(*_COMMON, *_NEVER_CONFLICTS),
     ),
     "moco": Method(moco, needs="jacobian", paper="2210.12624", properties=("permutable", "rotatable")),
     "modo": Method(
@@ -236,14 +230,7 @@ _REGISTRY = {
         nash_mtl,
         needs="gramian",
         paper="2202.01017",
-        properties=(
-            "row span",
-            "permutable",
-            "rotatable",
-            "non-conflicting",
-            "non-conflicting if independent",
-            "scale-free",
-        ),
+        properties=("row span", "permutable", "rotatable", *_NEVER_CONFLICTS, "scale-free"),
     ),
     "pcgrad": Method(
         pcgrad,
@@ -263,7 +250,7 @@ _REGISTRY = {
         upgrad,
         needs="gramian",
         paper="2406.16232",
-        properties=(*_COMMON, "non-conflicting", "non-conflicting if independent", "linear", "sum"),
+        properties=(*_COMMON, *_NEVER_CONFLICTS, "linear", "sum"),
     ),
     "uw": Method(uw, needs="losses", paper="1705.07115", properties=(*_COMMON, "linear")),
     "uw_o": Method(uw_o, needs="losses", paper="2311.04698", properties=(*_COMMON, "linear", "scale-free")),

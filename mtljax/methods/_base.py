@@ -279,12 +279,6 @@ def positive(losses: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.where(live, losses, 1), live
 
 
-def finite(weights: jax.Array) -> jax.Array:
-    """Weights beyond the dtype's range, cut to its largest number."""
-    limit = jnp.finfo(weights.dtype).max
-    return jnp.clip(weights, -limit, limit)
-
-
 def as_task_gradients(updates: Any, params: PyTree | None, losses: Any) -> TaskGradients:
     """What a method was given, as `TaskGradients`.
 

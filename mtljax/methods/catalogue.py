@@ -13,11 +13,6 @@ def signature(name: str) -> str:
     return f"{name}({', '.join(p.name if p.default is p.empty else f'{p.name}={p.default!r}' for p in own)})"
 
 
-def summary(name: str) -> str:
-    """The first sentence of a method's docstring."""
-    return (inspect.getdoc(methods.describe(name).build) or "").split("\n\n")[0].replace("\n", " ")
-
-
 def markdown() -> str:
     """The catalogue as Markdown: what each method costs, and which properties the tests found."""
     names = methods.names()

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import Gramian
-from mtljax.methods._base import finite, weighting
+from mtljax.methods._base import weighting
 from mtljax.methods.imtl_g import equal_projections
+from mtljax.solvers import finite
 
 
 def conflict_free(

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree
-from mtljax.methods._base import Scalar, check, finite, state_dtype, weighting
+from mtljax.methods._base import Scalar, check, state_dtype, weighting
+from mtljax.solvers import finite
 
 
 class LossAverages(NamedTuple):

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import Gramian
-from mtljax.methods._base import PyTree, Scalar, check, finite, positive, state_dtype, weighting
+from mtljax.methods._base import PyTree, Scalar, check, positive, state_dtype, weighting
+from mtljax.solvers import finite
 
 
 class LearnedWeights(NamedTuple):

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import Gramian, PyTree
-from mtljax.methods._base import Scalar, check, finite, weighting
+from mtljax.methods._base import Scalar, check, weighting
 from mtljax.methods.imtl_g import impartial_weights
 from mtljax.methods.imtl_l import LossScales, init_scales, scale_weights, step_scales
+from mtljax.solvers import finite
 
 
 def imtl(

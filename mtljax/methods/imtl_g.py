@@ -8,8 +8,8 @@ import optax
 from jax import lax
 
 from mtljax.gradients import Gramian
-from mtljax.methods._base import finite, weighting
-from mtljax.solvers import unit_solve
+from mtljax.methods._base import weighting
+from mtljax.solvers import finite, unit_solve
 
 
 def imtl_g(

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import Gramian
-from mtljax.methods._base import check_choice, finite, positive, weighting
-from mtljax.solvers import min_norm_weights
+from mtljax.methods._base import check_choice, positive, weighting
+from mtljax.solvers import finite, min_norm_weights
 
 NORMALIZERS = ("none", "l2", "loss", "loss+")
 

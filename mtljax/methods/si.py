@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtljax.methods._base import finite, positive, weighting
+from mtljax.methods._base import positive, weighting
+from mtljax.solvers import finite
 
 
 def si(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs:

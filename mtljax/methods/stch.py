@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree
-from mtljax.methods._base import Scalar, check, finite, positive, state_dtype, weighting
+from mtljax.methods._base import Scalar, check, positive, state_dtype, weighting
 from mtljax.methods.dwa import running_mean
+from mtljax.solvers import finite
 
 
 class Nadir(NamedTuple):

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree
-from mtljax.methods._base import Scalar, check, finite, state_dtype, weighting
+from mtljax.methods._base import Scalar, check, state_dtype, weighting
 from mtljax.methods.imtl_l import safe_gradient
+from mtljax.solvers import finite
 
 
 class Uncertainties(NamedTuple):

@@ -45,25 +45,30 @@ def rounding(x: jax.Array) -> float:
 
 
 def product(matrix: jax.Array, other: jax.Array) -> jax.Array:
+    """The matrix product at full precision, whatever the backend's default."""
     return jnp.matmul(matrix, other, precision=lax.Precision.HIGHEST)
 
 
 def normalised(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """An array divided by its largest magnitude, and that magnitude; zeros stay zeros."""
     size = jnp.max(jnp.abs(x))
     return x / jnp.where(size > 0, size, 1), size
 
 
 def finite(x: jax.Array) -> jax.Array:
+    """Values beyond the dtype's range, cut to its largest number."""
     limit = jnp.finfo(x.dtype).max
     return jnp.clip(x, -limit, limit)
 
 
 def on_simplex(w: jax.Array, live: jax.Array) -> jax.Array:
+    """Nonnegative weights (K,) divided by their sum; where all are zero, equal ones on the live tasks, else on all."""
     w = jnp.where(jnp.sum(w) > 0, w, jnp.where(jnp.any(live), live, True).astype(w.dtype))
     return w / jnp.sum(w)
 
 
 def triangular_solve(lower: jax.Array, rhs: jax.Array, *, transpose: bool = False) -> jax.Array:
+    """The x (..., K) with L x = rhs, or L' x = rhs, for lower triangular L (..., K, K)."""
     solution = lax.linalg.triangular_solve(lower, rhs[..., None], left_side=True, lower=True, transpose_a=transpose)
     return solution[..., 0]
 
@@ -75,11 +80,13 @@ def cholesky_solver(matrix: jax.Array) -> Callable[[jax.Array], jax.Array]:
 
 
 def longest_step(x: jax.Array, dx: jax.Array) -> jax.Array:
+    """The longest step, at most 1, along dx that keeps positive x (K,) off the boundary by a small share."""
     return 1 / jnp.maximum(1, jnp.max(-dx / x) / TO_BOUNDARY)
 
 
 def centred(predicted: jax.Array, current: jax.Array) -> jax.Array:
-    return current * jnp.clip(predicted / current, 0, 1) ** 3  # Mehrotra's rule
+    """Mehrotra's target for the complementarity, from its current mean and the mean the predictor would reach."""
+    return current * jnp.clip(predicted / current, 0, 1) ** 3
 
 
 def advance(
