@@ -1,7 +1,7 @@
 """mtljax: multi-task learning methods as optax transformations, and honest ablations of them, in JAX."""
 
 from mtljax import data, methods, models, tasks
-from mtljax.gradients import Gramian, TaskGradients, task_gradients
+from mtljax.gradients import Gramian, TaskGradients, accumulate, explain, split, task_gradients
 from mtljax.methods import (
     adatask,
     aligned_mtl,
@@ -48,6 +48,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Gramian",
     "TaskGradients",
+    "accumulate",
     "adatask",
     "aligned_mtl",
     "bmtl",
@@ -60,6 +61,7 @@ __all__ = [
     "emtl",
     "ew",
     "excess_mtl",
+    "explain",
     "fairgrad",
     "famo",
     "gls",
@@ -84,6 +86,7 @@ __all__ = [
     "sdmgrad",
     "si",
     "slaw",
+    "split",
     "stch",
     "task_gradients",
     "task_weights",

@@ -185,6 +185,18 @@ def test_min_norm_weights_satisfy_the_kkt_conditions():
             assert (w * lengths / lengths.min() * slack).max() < 1e-7
 
 
+def test_min_norm_weights_lose_no_more_than_the_gramian_did():
+    """Opposite up to 1e-5: rounding the cosines moves d by 3e-5, and the solver must not multiply that."""
+    rng = np.random.default_rng(0)
+    jacobians = rng.standard_normal((10, 40, 80))
+    jacobians[:, :20] = -jacobians[:, 20:] + 1e-5 * rng.standard_normal((10, 20, 80))
+    weights = run("min_norm", *split(jacobians))
+    for jacobian, w in zip(jacobians, weights, strict=True):
+        expected = min_norm_oracle(jacobian)
+        assert np.linalg.norm(expected) < 1e-4
+        assert np.linalg.norm(w @ jacobian - expected) < 4e-5 * np.linalg.norm(expected)
+
+
 def test_min_norm_weights_of_two_tasks_match_the_closed_form():
     jacobians, cosines, norms = batch(2, np.float64)
     for (first, second), w in zip(jacobians, run("min_norm", cosines, norms), strict=True):

@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.core import Tracer
 
-from mtljax.gradients import PyTree, TaskGradients, cross_gramian, loss_vector
+from mtljax.gradients import PyTree, TaskGradients, loss_vector
+from mtljax.methods._checks import Scalar, is_concrete, static_int
+from mtljax.methods._checks import check as check
+from mtljax.methods._checks import check_choice as check_choice
+from mtljax.methods._losses import positive as positive
 
 Needs: TypeAlias = Literal["nothing", "losses", "gramian"]
-Scalar: TypeAlias = float | jax.Array
 
 
 class MethodState(NamedTuple):
@@ -99,12 +101,12 @@ def weighting(
     ) -> tuple[PyTree, MethodState]:
         key, subkey = (None, None) if state.key is None else jax.random.split(state.key)
         if needs == "gramian":
-            grads = _materialized(grads)
+            grads = [each.materialize() if batches else each.with_gramian() for each in grads]
         last = grads[-1]
         weights, memory = weigh(
             state.memory,
             gramian=grads[0].scaled_gramian() if needs == "gramian" and not batches else None,
-            cross=cross_gramian(grads[0], grads[min(1, len(grads) - 1)]) if batches else None,
+            cross=grads[0].cross_gramian(grads[min(1, len(grads) - 1)]) if batches else None,
             losses=_losses(last),
             losses_after=losses_after,
             num_tasks=last.num_tasks,
@@ -164,6 +166,7 @@ def jacobian_method(
     num_tasks: int | None,
     reads_losses: bool = False,
     seed: Scalar | None = None,
+    task_names: tuple[str, ...] | None = None,
     init_memory: InitMemory | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Lifts a rule that reads the whole Jacobian to an optax transformation of task gradients.
@@ -174,6 +177,7 @@ def jacobian_method(
       num_tasks: K, or None to take it from the gradients; then the state holds no weights.
       reads_losses: whether the rule needs the losses.
       seed: seed of the PRNG key in the state, None for a deterministic rule.
+      task_names: sorted names the rule's hyperparameters were given by, checked against the gradients.
       init_memory: what the rule remembers at the start, None for a rule without memory.
 
     Returns:
@@ -190,7 +194,7 @@ def jacobian_method(
     ) -> tuple[PyTree, Any]:
         del extra_args
         grads = as_task_gradients(updates, params, losses)
-        _check_tasks(name, grads, state, reads_losses)
+        _check_tasks(name, grads, state, reads_losses, task_names)
         key, subkey = (None, None) if state.key is None else jax.random.split(state.key)
         grads = grads.materialize()
         gradient, weights, memory = rule(
@@ -233,7 +237,7 @@ def _check_tasks(
     grads: TaskGradients,
     state: MethodState,
     reads_losses: bool,
-    task_names: tuple[str, ...] | None = None,
+    task_names: tuple[str, ...] | None,
 ) -> None:
     if state.weights is not None and state.weights.shape != (grads.num_tasks,):
         raise ValueError(
@@ -244,7 +248,7 @@ def _check_tasks(
             f"{name} weighs by the losses: pass them, as in tx.update(grads, state, params, losses=losses)"
         )
     if task_names is not None and grads.tasks not in (None, task_names):
-        raise ValueError(f"{name}: weights are named {list(task_names)}, but the tasks are {list(grads.tasks or ())}")
+        raise ValueError(f"{name}: got values for {list(task_names)}, but the tasks are {list(grads.tasks or ())}")
 
 
 def _losses(grads: TaskGradients) -> jax.Array | None:
@@ -254,29 +258,11 @@ def _losses(grads: TaskGradients) -> jax.Array | None:
     return lax.stop_gradient(grads.losses.astype(jnp.promote_types(grads.losses.dtype, jnp.float32)))
 
 
-def _materialized(grads: Sequence[TaskGradients]) -> Sequence[TaskGradients]:
-    return [each.materialize() for each in grads]
-
-
 def _is_jacobian_of(updates: tuple[Any, ...], params: PyTree | None) -> bool:
     """Whether a tuple is one Jacobian of parameters that are a tuple, and not several Jacobians."""
     if params is None or any(isinstance(each, TaskGradients) for each in updates):
         return False
     return jax.tree.structure(updates) == jax.tree.structure(params)
-
-
-def positive(losses: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Losses for rules on their logarithms or ratios.
-
-    Args:
-      losses: (K,).
-
-    Returns:
-      The losses with 1 in place of any that is not positive, normal and finite, and the (K,) mask of those that are.
-      Rules give a masked task the weight 0.
-    """
-    live = (losses >= jnp.finfo(losses.dtype).tiny) & (losses < jnp.inf)  # the logarithm of a subnormal may be -inf
-    return jnp.where(live, losses, 1), live
 
 
 def as_task_gradients(updates: Any, params: PyTree | None, losses: Any) -> TaskGradients:
@@ -304,36 +290,6 @@ def as_task_gradients(updates: Any, params: PyTree | None, losses: Any) -> TaskG
         rows = [updates[name] for name in sorted(updates)]
         updates = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
     return TaskGradients.from_jacobian(updates, losses)
-
-
-def is_concrete(value: Any) -> bool:
-    """Whether a hyperparameter has a value now, so that it can be checked; tracers have none."""
-    return not isinstance(value, Tracer)
-
-
-def check(condition: Callable[[], bool], value: Any, message: str) -> None:
-    """Raises ValueError with `message` and the value when a concrete value fails `condition`."""
-    if not is_concrete(value):
-        return
-    with jax.ensure_compile_time_eval():  # a concrete value inside a jitted constructor is still concrete
-        valid = condition()
-    if not valid:
-        raise ValueError(f"{message}, got {value}")
-
-
-def check_choice(name: str, argument: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises ValueError when a string hyperparameter is none of its choices."""
-    if value not in choices:
-        raise ValueError(f"{name}: {argument} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def static_int(value: Any, name: str, argument: str) -> int:
-    """An int that shapes the state; inject_hyperparams under jit would turn it into a tracer."""
-    if not is_concrete(value):
-        raise ValueError(
-            f'{name}: {argument} shapes the state: pass static_args="{argument}" to optax.inject_hyperparams'
-        )
-    return int(value)
 
 
 def state_dtype(params: PyTree) -> Any:

@@ -5,7 +5,8 @@ from typing import Any
 import optax
 
 from mtljax.gradients import Gramian
-from mtljax.methods._base import check_choice, weighting
+from mtljax.methods._base import weighting
+from mtljax.methods._checks import check_choice
 from mtljax.solvers import aligned_weights
 
 SCALES = ("min", "median", "rmse")

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtljax.methods._base import Scalar, check, weighting
+from mtljax.methods._base import weighting
+from mtljax.methods._checks import Scalar, check
+from mtljax.methods._losses import loss_weights
 
 
 def bmtl(temperature: Scalar = 50.0, *, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs:
@@ -40,8 +42,6 @@ def bmtl(temperature: Scalar = 50.0, *, num_tasks: int | None = None) -> optax.G
     check(lambda: bool(0 < temperature < jnp.inf), temperature, "bmtl: temperature must be > 0 and finite")
 
     def weigh(memory: Any, *, losses: jax.Array, **_: Any) -> Any:
-        limit = jnp.sqrt(jnp.finfo(losses.dtype).max)
-        weights = jnp.minimum(jnp.exp(losses / temperature) / temperature, limit)
-        return jnp.where(jnp.isfinite(losses), weights, 0), memory
+        return loss_weights(jnp.exp(losses / temperature) / temperature, jnp.isfinite(losses)), memory
 
     return weighting("bmtl", weigh, needs="losses", num_tasks=num_tasks, scale_own=True)

@@ -23,7 +23,9 @@ def conflict_free(
 
     The official code takes the pseudo-inverse of the K x P matrix U; here U⁺ 1 = Uᵀ C⁺ 1 with the cosines C = U Uᵀ.
     Where gradients are dependent up to rounding the cosines are as equal as least squares can make them, and conflicts
-    are possible; if the unit gradients sum to 0, d = 0. Tasks with a zero gradient are left out; if all are, d = 0.
+    are possible; if the unit gradients sum to 0, d = 0. A Gramian resolves no more: where unit gradients are 1e-6
+    apart, float64 leaves d an error of up to 2e-3, and nearer than 10 √ε they count as one. Tasks with a zero gradient
+    are left out; if all are, d = 0. There is nothing to set.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[2.0, 0.0], [0.0, 1.0]])

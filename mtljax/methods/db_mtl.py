@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree, TaskGradients
-from mtljax.methods._base import Scalar, check, jacobian_method, state_dtype
+from mtljax.methods._base import jacobian_method, state_dtype
+from mtljax.methods._checks import Scalar, check
 from mtljax.methods._jacobian import cast_like, per_row, replace_shared, wide, zeros_per_task
 
 

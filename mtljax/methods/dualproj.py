@@ -19,7 +19,9 @@ def dualproj(*, num_tasks: int | None = None, update_every: int | None = None) -
 
     It is the projection of GEM, which projects the gradient of the current task off those of the past ones. Long
     gradients dominate the mean and so d, more than in `upgrad`, which projects each gradient by itself. The scale is
-    that of the mean.
+    that of the mean. There is nothing to set. GEM's official code adds a margin of 0.5 to the weights and 1e-3
+    to the diagonal of the Gramian, TorchJD 1e-4 to the diagonal, which lets d conflict by a little; here nothing is
+    added.
 
     A zero gradient restricts nothing and counts in the mean; if all are zero, d = 0. Where 0 is a combination of the
     gradients with positive weights only, d = 0.

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree
-from mtljax.methods._base import Scalar, check, state_dtype, weighting
+from mtljax.methods._base import state_dtype, weighting
+from mtljax.methods._checks import Scalar, check
+from mtljax.methods._losses import running_mean
 from mtljax.solvers import finite
 
 
@@ -79,9 +81,3 @@ def dwa(
         return weights, LossAverages(running_mean(memory.current, losses, step % window), last, before)
 
     return weighting("dwa", weigh, needs="losses", num_tasks=num_tasks, scale_own=True, init_memory=init_memory)
-
-
-def running_mean(mean: jax.Array, losses: jax.Array, count: jax.Array) -> jax.Array:
-    """The mean of `count + 1` values, the last of which are `losses` and the others have the mean `mean`."""
-    share = 1 / (count + 1).astype(mean.dtype)
-    return (1 - share) * mean + share * losses

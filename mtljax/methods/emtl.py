@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import Gramian
-from mtljax.methods._base import positive, weighting
+from mtljax.methods._base import weighting
+from mtljax.methods._losses import positive
 
 
 def emtl(*, num_tasks: int | None = None, update_every: int | None = None) -> optax.GradientTransformationExtraArgs:

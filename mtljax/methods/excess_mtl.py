@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree, TaskGradients
-from mtljax.methods._base import Scalar, check, jacobian_method, state_dtype
+from mtljax.methods._base import jacobian_method, state_dtype
+from mtljax.methods._checks import Scalar, check
 from mtljax.methods._jacobian import wide, zeros_per_task
+from mtljax.solvers import finite
 
 
 class ExcessMTLMemory(NamedTuple):
@@ -40,7 +42,8 @@ def excess_mtl(learning_rate: Scalar = 0.01, *, num_tasks: int | None = None) ->
     The weights are kept as logarithms and cannot overflow.
 
     A task's E(0) is taken where its gradient is first nonzero; until then the exponent is 0. If all gradients are zero,
-    d = 0 and the weights stay.
+    d = 0 and the weights stay. Sums E_k and lengths beyond the dtype's range are cut to its largest number, so that the
+    state stays finite for gradients of any size.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> tx = mtl.excess_mtl(1.0, num_tasks=2)
@@ -70,12 +73,13 @@ def excess_mtl(learning_rate: Scalar = 0.01, *, num_tasks: int | None = None) ->
 
     def rule(memory: ExcessMTLMemory, *, grads: TaskGradients, **_: Any) -> Any:
         rows = wide(grads)
-        lengths = jax.tree.map(jnp.hypot, memory.lengths, rows)
+        lengths = jax.tree.map(lambda h, g: finite(jnp.hypot(h, g)), memory.lengths, rows)
         excess = sum(
             (jnp.abs(g) * jnp.where(h > 0, jnp.abs(g) / jnp.where(h > 0, h, 1), 0)).reshape(grads.num_tasks, -1).sum(1)
             for g, h, shared in zip(*map(jax.tree.leaves, (rows, lengths, grads.shared)), strict=True)
             if shared
         ) + jnp.zeros_like(memory.initial)
+        excess = finite(excess)
         started = memory.initial > 0
         ratio = jnp.where(started, excess / jnp.where(started, memory.initial, 1), 0)
         log_weights = _normalised(memory.log_weights, learning_rate, ratio)

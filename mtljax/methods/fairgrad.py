@@ -17,8 +17,8 @@ def fairgrad(
 
     d = argmax Σ_k ⟨g_k, d⟩^(1 - α) / (1 - α) on a sphere, which is d = Σ_k w_k g_k with G w = w^(-1/α) elementwise for
     the Gramian G. α → 0 tends to the plain sum, projected where that conflicts with a task, α = 1 is Nash-MTL, α = 2
-    minimises the potential delay, and α → ∞ maximises the worst improvement. For every α > 0, d conflicts with no task.
-    Cost: K backward passes and one K x K problem.
+    minimises the potential delay, and α → ∞ maximises the worst improvement. Where there is a solution, d conflicts
+    with no task. Cost: K backward passes and one K x K problem.
 
     The default α = 1 is that of the class in the official code, whose published runs use 2. The weights solve the
     equation as it stands: d has degree (1 - α) / (1 + α) in the gradients, so for α > 1 smaller gradients give longer
@@ -27,8 +27,9 @@ def fairgrad(
     for gradients whose lengths differ by many decades.
 
     A task with a zero gradient gets the weight 0; if all are zero, d = 0. Where some gradients contradict each other (a
-    combination of them with positive weights is 0) there is no solution: d is then nearly orthogonal to those, the
-    more nearly the smaller α, and the solution for what is left of the others. Weights beyond the range of the dtype
+    combination of them with positive weights is 0; of generic ones, as soon as K > P) there is no solution: d is then
+    the solution for what is left of the others, plus a vector without meaning, which may conflict, of about ε^(1/(1+α))
+    times the usual length (float32: 3e-4 at α = 1, 0.2 at α = 10). Weights beyond the range of the dtype
     (a gradient of norm 1e-30 at α = 10, in float32) are cut to its largest number.
 
     >>> import jax.numpy as jnp, mtljax as mtl

@@ -1,6 +1,6 @@
 """FAMO: the worst relative improvement of a loss, raised without any task gradient."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,9 @@ import numpy as np
 import optax
 
 from mtljax.gradients import PyTree
-from mtljax.methods._base import Scalar, check, positive, state_dtype, weighting
+from mtljax.methods._base import state_dtype, weighting
+from mtljax.methods._checks import Scalar, by_task, check
+from mtljax.methods._losses import positive
 
 
 class FamoMemory(NamedTuple):
@@ -18,18 +20,18 @@ class FamoMemory(NamedTuple):
     Attributes:
       logits: (K,) logits of the task shares z.
       opt_state: state of the optimizer that learns them.
-      losses: (K,) losses of the last update.
+      gaps: (K,) D, the losses of the last update over their minima; 0 where that was not positive and finite.
     """
 
     logits: jax.Array
     opt_state: Any
-    losses: jax.Array
+    gaps: jax.Array
 
 
 def famo(
     decay: Scalar = 1e-3,
     learning_rate: Scalar = 0.025,
-    min_losses: Scalar | Sequence[float] = 0.0,
+    min_losses: Scalar | Mapping[str, float] | Sequence[float] = 0.0,
     *,
     optimizer: optax.GradientTransformation | None = None,
     num_tasks: int | None = None,
@@ -66,7 +68,8 @@ def famo(
     Args:
       decay: weight of the L2 term on the logits, at least 0. May be a tracer.
       learning_rate: of the logits; 0.025 in paper and code. May be a tracer.
-      min_losses: what no loss falls below, one number or (K,) in sorted order of the task names; 0 in the code.
+      min_losses: what no loss falls below, one number, a dict by task name, or (K,) values in sorted order of the
+        task names; 0 in the code.
       optimizer: any optax transformation for the logits; `decay` and `learning_rate` are then not used.
       num_tasks: K, required: the logits are in the state.
 
@@ -75,29 +78,33 @@ def famo(
       weight too.
 
     Raises:
-      ValueError: if `num_tasks` is missing, or a hyperparameter is out of range or of the wrong shape.
+      ValueError: if `num_tasks` is missing, or a hyperparameter is out of range or of the wrong shape,
+        or on update `min_losses` names other tasks.
     """
     check(lambda: bool(0 <= decay < jnp.inf), decay, "famo: decay must be >= 0 and finite")
     check(lambda: bool(0 <= learning_rate < jnp.inf), learning_rate, "famo: learning_rate must be >= 0 and finite")
-    check(lambda: bool(np.isfinite(min_losses).all()), min_losses, "famo: min_losses must be finite")
+    minima, names = by_task(min_losses)
+    check(lambda: bool(np.isfinite(minima).all()), minima, "famo: min_losses must be finite")
     learner = optimizer
     if learner is None:
         learner = optax.chain(optax.add_decayed_weights(decay), optax.scale_by_adam(), optax.scale(-learning_rate))
 
     def init_memory(num_tasks: int, params: PyTree) -> FamoMemory:
-        shape = jnp.shape(jnp.asarray(min_losses))
+        shape = jnp.shape(jnp.asarray(minima))
         if shape not in ((), (num_tasks,)):
-            raise ValueError(f"famo: min_losses must be a number or ({num_tasks},) of them, got shape {shape}")
+            raise ValueError(
+                f"famo: min_losses must be a number, a dict by task name or ({num_tasks},) numbers, got shape {shape}"
+            )
         zeros = jnp.zeros(num_tasks, state_dtype(params))
-        return FamoMemory(logits=zeros, opt_state=learner.init(zeros), losses=zeros)
+        return FamoMemory(logits=zeros, opt_state=learner.init(zeros), gaps=zeros)
 
     def gaps(losses: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The (K,) D, and the mask of those that are positive and finite."""
-        return positive(losses - jnp.asarray(min_losses, losses.dtype))
+        return positive(losses - jnp.asarray(minima, losses.dtype))
 
     def learn(memory: FamoMemory, after: jax.Array) -> tuple[Any, Any]:
         """The logits and the optimizer after one step on the improvement of the last update."""
-        old, were_live = gaps(memory.losses)
+        old, were_live = positive(memory.gaps)
         new, are_live = gaps(after)
         progress = jnp.where(were_live & are_live, jnp.log(old) - jnp.log(new), 0)
         shares = jax.nn.softmax(memory.logits)
@@ -108,14 +115,23 @@ def famo(
     def weigh(
         memory: FamoMemory, *, losses: jax.Array, losses_after: jax.Array | None, step: jax.Array, **_: Any
     ) -> Any:
+        losses = losses.astype(memory.gaps.dtype)
         after = losses if losses_after is None else losses_after
-        learned = learn(memory, after.astype(memory.losses.dtype))
+        learned = learn(memory, after.astype(memory.gaps.dtype))
         # At the first update there is no improvement to learn from.
         logits, opt_state = jax.tree.map(
             lambda new, old: jnp.where(step > 0, new, old), learned, (memory.logits, memory.opt_state)
         )
         current, live = gaps(losses)
         weights = jax.nn.softmax(logits - jnp.log(current), where=live)
-        return jnp.where(live, weights, 0), FamoMemory(logits, opt_state, losses)
+        return jnp.where(live, weights, 0), FamoMemory(logits, opt_state, jnp.where(live, current, 0))
 
-    return weighting("famo", weigh, needs="losses", num_tasks=num_tasks, scale_own=True, init_memory=init_memory)
+    return weighting(
+        "famo",
+        weigh,
+        needs="losses",
+        num_tasks=num_tasks,
+        scale_own=True,
+        task_names=names,
+        init_memory=init_memory,
+    )

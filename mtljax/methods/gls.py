@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtljax.methods._base import positive, weighting
-from mtljax.solvers import finite
+from mtljax.methods._base import weighting
+from mtljax.methods._losses import loss_weights, positive
 
 
 def gls(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs:
@@ -15,11 +15,12 @@ def gls(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraArg
 
     d = ∇ (Π_k L_k)^(1/K), so w_k = m / (K L_k) with m the geometric mean of the losses, computed in logarithms, where
     the product of many losses cannot over- or underflow. The direction is that of `si`, the length m / K times its.
-    Cost: one backward pass. There is nothing to set.
+    Cost: one backward pass. There is nothing to set. There is no official code; LibMTL takes the root of the product
+    itself, whose range bounds the number of tasks.
 
     The losses must be positive. A task whose loss is zero, negative, infinite or NaN gets the weight 0 and is left out
-    of the mean too (m and K are those of the others); with no task left, d = 0. Weights beyond the dtype's range are
-    cut to its largest number.
+    of the mean too (m and K are those of the others); with no task left, d = 0. Weights above the square
+    root of the dtype's largest number (1.8e19 in float32) are cut to it, so that d stays finite.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[1.0, 0.0], [0.0, 1.0]])
@@ -40,7 +41,6 @@ def gls(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraArg
         losses, live = positive(losses)
         logs = jnp.log(losses)  # 0 for a task that is left out
         count = jnp.maximum(live.sum(), 1)
-        weights = jnp.exp(logs.sum() / count - logs) / count
-        return jnp.where(live, finite(weights), 0), memory
+        return loss_weights(jnp.exp(logs.sum() / count - logs) / count, live), memory
 
     return weighting("gls", weigh, needs="losses", num_tasks=num_tasks, scale_own=True)

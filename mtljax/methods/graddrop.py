@@ -1,6 +1,6 @@
 """GradDrop: where the tasks disagree on the sign of a coordinate, draw one sign and drop the others."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,12 +9,16 @@ import numpy as np
 import optax
 
 from mtljax.gradients import TaskGradients
-from mtljax.methods._base import Scalar, check, jacobian_method
+from mtljax.methods._base import jacobian_method
+from mtljax.methods._checks import Scalar, by_task, check
 from mtljax.methods._jacobian import cast_like, per_row, replace_shared, wide
 
 
 def graddrop(
-    leak: Scalar | Sequence[float] | np.ndarray = 0.0, *, seed: Scalar = 0, num_tasks: int | None = None
+    leak: Scalar | Mapping[str, float] | Sequence[float] | np.ndarray = 0.0,
+    *,
+    seed: Scalar = 0,
+    num_tasks: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient sign dropout (Chen et al., arXiv:2010.06808).
 
@@ -39,8 +43,8 @@ def graddrop(
     [-1.0, 4.0, 2.0]
 
     Args:
-      leak: part of a dropped entry that passes, in [0, 1]; one number, or (K,) values in sorted order of the task
-        names. May be a tracer.
+      leak: part of a dropped entry that passes, in [0, 1]; one number, a dict by task name, or (K,) values in
+        sorted order of the task names. May be a tracer.
       seed: seed of the PRNG key kept in the state.
       num_tasks: K; only needed to read the weights from the state.
 
@@ -48,9 +52,10 @@ def graddrop(
       A transformation from K task gradients to one gradient; a task's own parameters get their own gradient, undropped.
 
     Raises:
-      ValueError: if a leak is outside [0, 1], or on update their number is not K.
+      ValueError: if a leak is outside [0, 1], or on update their number or names are not those of the tasks.
     """
-    leaks = jnp.asarray(leak, dtype=float)
+    values, names = by_task(leak)
+    leaks = jnp.asarray(values, dtype=float)
     check(lambda: bool(jnp.all((leaks >= 0) & (leaks <= 1))), leaks, "graddrop: leak must lie in [0, 1]")
 
     def rule(memory: Any, *, grads: TaskGradients, key: jax.Array, **_: Any) -> Any:
@@ -67,7 +72,7 @@ def graddrop(
         gradient = replace_shared(grads, jax.tree.unflatten(treedef, kept)).combine(ones)
         return cast_like(gradient, grads), ones, memory
 
-    return jacobian_method("graddrop", rule, num_tasks=num_tasks, seed=seed)
+    return jacobian_method("graddrop", rule, num_tasks=num_tasks, seed=seed, task_names=names)
 
 
 def _drop_signs(rows: jax.Array, uniform: jax.Array, leak: jax.Array) -> jax.Array:

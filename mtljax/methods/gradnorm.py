@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtljax.gradients import Gramian
-from mtljax.methods._base import PyTree, Scalar, check, positive, state_dtype, weighting
+from mtljax.gradients import Gramian, PyTree
+from mtljax.methods._base import state_dtype, weighting
+from mtljax.methods._checks import Scalar, check
+from mtljax.methods._losses import positive
 from mtljax.solvers import finite
+from mtljax.solvers._linear import normalised
 
 
 class LearnedWeights(NamedTuple):
@@ -17,12 +20,12 @@ class LearnedWeights(NamedTuple):
     Attributes:
       weights: (K,), of the losses; nonnegative with sum K.
       initial: (K,), every task's first positive loss; 0 before it.
-      optimizer: state of the optimizer of the weights.
+      opt_state: state of the optimizer of the weights.
     """
 
     weights: jax.Array
     initial: jax.Array
-    optimizer: Any
+    opt_state: Any
 
 
 def gradnorm(
@@ -85,18 +88,17 @@ def gradnorm(
         # Ratios to the mean of the live tasks, through quotients that no dtype's range cuts.
         rates = jnp.where(live, jnp.log(losses) - jnp.log(jnp.where(initial > 0, initial, 1)), -jnp.inf)
         rates = count * jnp.exp(rates - jax.nn.logsumexp(jnp.where(jnp.any(live), rates, 0)))
-        longest = jnp.max(jnp.where(live, norms, 0))
-        lengths = jnp.where(live, norms / jnp.where(longest > 0, longest, 1), 0)
+        lengths = normalised(jnp.where(live, norms, 0))[0]
         lengths = lengths * count / jnp.where(jnp.any(live), jnp.sum(lengths), 1)
 
         weighted = weights * lengths
         targets = jnp.sum(weighted) / count * finite(rates**alpha)
         slope = jnp.where(live, jnp.sign(weighted - targets) * lengths, 0).astype(weights.dtype)
-        step, state = learner.update(slope, memory.optimizer, weights)
+        step, opt_state = learner.update(slope, memory.opt_state, weights)
         moved: Any = optax.apply_updates(weights, step)
         learned = jnp.maximum(moved, weights / 2)
         learned = num_tasks * learned / jnp.sum(learned)
-        return weights, LearnedWeights(learned, initial, state)
+        return weights, LearnedWeights(learned, initial, opt_state)
 
     def init_memory(num_tasks: int, params: PyTree) -> LearnedWeights:
         weights = jnp.ones(num_tasks, state_dtype(params))

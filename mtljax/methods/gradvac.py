@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from mtljax.gradients import Gramian
-from mtljax.methods._base import PyTree, Scalar, check, state_dtype, weighting
+from mtljax.gradients import Gramian, PyTree
+from mtljax.methods._base import state_dtype, weighting
+from mtljax.methods._checks import Scalar, check
 
 
 class Cosines(NamedTuple):

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import Gramian, PyTree
-from mtljax.methods._base import Scalar, check, weighting
+from mtljax.methods._base import weighting
+from mtljax.methods._checks import Scalar, check
+from mtljax.methods._losses import loss_weights
 from mtljax.methods.imtl_g import impartial_weights
 from mtljax.methods.imtl_l import LossScales, init_scales, scale_weights, step_scales
-from mtljax.solvers import finite
+from mtljax.solvers._linear import normalised
 
 
 def imtl(
@@ -33,7 +35,7 @@ def imtl(
 
     Tasks with a zero gradient, or a loss that is infinite or NaN, are left out; the s of the latter gets a gradient of
     0. Dependent gradients and a vanishing sum of the weights are met as in `imtl_g`, a loss at or below 0 as in
-    `imtl_l`. If all gradients are zero, d = 0.
+    `imtl_l`, and so are weights beyond the range. If all gradients are zero, d = 0.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[2.0, 0.0], [0.0, 1.0]])
@@ -65,10 +67,10 @@ def imtl(
         live = (norms > 0) & (scales > 0)
         tiny = jnp.finfo(norms.dtype).tiny
         # Only ratios of the scaled norms matter; of the largest norm and scale, so that no product overflows.
-        scaled = norms / jnp.maximum(jnp.max(norms), tiny) * (scales / jnp.maximum(jnp.max(scales), tiny))
+        scaled = normalised(norms)[0] * normalised(scales)[0]
         scaled = jnp.where(live, jnp.maximum(scaled, tiny), 0)
         weights = impartial_weights(jnp.where(live[:, None] & live, cosines, 0), scaled, guard)
-        return finite(weights * scales), step_scales(memory, losses, learner)
+        return loss_weights(weights * scales, live), step_scales(memory, losses, learner)
 
     def init_memory(num_tasks: int, params: PyTree) -> LossScales:
         return init_scales(num_tasks, params, 0, learner)
@@ -79,7 +81,7 @@ def imtl(
         needs="gramian",
         num_tasks=num_tasks,
         reads_losses=True,
-        scale_own=lambda memory: finite(jnp.exp(memory.log_scales)),
+        scale_own=lambda memory: loss_weights(jnp.exp(memory.log_scales)),
         update_every=update_every,
         init_memory=init_memory,
     )

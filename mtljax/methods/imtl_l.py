@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree
-from mtljax.methods._base import Scalar, check, state_dtype, weighting
+from mtljax.methods._base import state_dtype, weighting
+from mtljax.methods._checks import Scalar, check
+from mtljax.methods._losses import loss_weights, safe_gradient
 from mtljax.solvers import finite
 
 
@@ -41,8 +43,9 @@ def imtl_l(
     1e-4 takes some 400 updates. `uw` is the same idea with s of the opposite sign and half the sum.
 
     A loss at or below 0 has no best s: its weight grows by a factor of about exp(learning_rate) an update until cut at
-    the dtype's largest number. A loss that is infinite or NaN gets the weight 0 and its s a gradient of 0. Gradients of
-    s are cut where their square would leave the dtype's range.
+    the square root of the dtype's largest number (1.8e19 in float32), so that d stays finite. A loss that is infinite
+    or NaN gets the weight 0 and its s a gradient of 0. Gradients of s are cut where their square would leave the
+    dtype's range.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> tx = mtl.imtl_l(num_tasks=2)
@@ -85,8 +88,8 @@ def init_scales(num_tasks: int, params: PyTree, init: Scalar, optimizer: optax.G
 
 
 def scale_weights(scales: LossScales, losses: jax.Array) -> jax.Array:
-    """The (K,) weights exp(s), 0 where a loss is infinite or NaN."""
-    return jnp.where(jnp.isfinite(losses), finite(jnp.exp(scales.log_scales)), 0)
+    """The (K,) weights exp(s), cut to their range, 0 where a loss is infinite or NaN."""
+    return loss_weights(jnp.exp(scales.log_scales), jnp.isfinite(losses))
 
 
 def step_scales(scales: LossScales, losses: jax.Array, optimizer: optax.GradientTransformation) -> LossScales:
@@ -95,13 +98,3 @@ def step_scales(scales: LossScales, losses: jax.Array, optimizer: optax.Gradient
     updates, opt_state = optimizer.update(gradient, scales.opt_state, scales.log_scales)
     log_scales: Any = optax.apply_updates(scales.log_scales, updates)
     return LossScales(log_scales, opt_state)
-
-
-def safe_gradient(gradient: jax.Array, losses: jax.Array, learned: jax.Array) -> jax.Array:
-    """The gradient of what is learned from the losses, in its dtype, harmless to the optimizer's averages.
-
-    An infinity or NaN would stay in them for good, and so would a number whose square is one.
-    """
-    limit = jnp.sqrt(jnp.finfo(learned.dtype).max) / 2
-    gradient = jnp.clip(gradient.astype(learned.dtype), -limit, limit)
-    return jnp.where(jnp.isfinite(losses), gradient, 0)

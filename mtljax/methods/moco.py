@@ -8,8 +8,11 @@ import optax
 from jax import lax
 
 from mtljax.gradients import Gramian, PyTree, TaskGradients
-from mtljax.methods._base import Scalar, check, jacobian_method, state_dtype
+from mtljax.methods._base import jacobian_method, state_dtype
+from mtljax.methods._checks import Scalar, check
 from mtljax.methods._jacobian import cast_like, replace_shared, wide, zeros_per_task
+from mtljax.methods._simplex import project_simplex
+from mtljax.solvers._linear import normalised
 
 
 class MoCoMemory(NamedTuple):
@@ -94,16 +97,10 @@ def moco(
 def _stepped(weights: jax.Array, gramian: Gramian, rate: Scalar, rho: Scalar) -> jax.Array:
     """Π(λ - γ (Y Yᵀ + ρ I) λ) over the tasks with a gradient; the others keep their λ."""
     live = gramian.norms > 0
-    longest = gramian.norms.max()
-    relative = gramian.norms / jnp.where(longest > 0, longest, 1)
+    relative, longest = normalised(gramian.norms)
     pull = relative * jnp.matmul(gramian.cosines, relative * weights, precision=lax.Precision.HIGHEST)
     # Nothing overflows: the entries of `pull` are at most 1 in size.
     size = jnp.minimum(rate * longest * longest, jnp.finfo(weights.dtype).max / 4)
     moved = (1 - rate * rho) * weights - size * pull
-    # Only differences to the largest entry count, and one that lags by the whole mass gets nothing anyway; cut off
-    # there, the rounding of huge steps stays out of the projection.
-    mass = 1 - jnp.where(live, 0, weights).sum()
-    mass = jnp.where(live.any(), mass, 1)
-    lag = moved - jnp.where(live, moved, -jnp.inf).max()
-    lag = jnp.where(live, jnp.maximum(lag, -mass), -mass)
-    return jnp.where(live, optax.projections.projection_simplex(lag, mass), weights)
+    mass = jnp.maximum(1 - jnp.where(live, 0, weights).sum(), 0)
+    return jnp.where(live, project_simplex(moved, live, jnp.where(live.any(), mass, 1)), weights)

@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from mtljax.gradients import CrossGramian
-from mtljax.methods._base import PyTree, Scalar, check, state_dtype, weighting
+from mtljax.gradients import CrossGramian, PyTree
+from mtljax.methods._base import state_dtype, weighting
+from mtljax.methods._checks import Scalar, check
+from mtljax.methods._simplex import project_simplex
+from mtljax.solvers._linear import normalised
 
 
 class Simplex(NamedTuple):
@@ -63,8 +66,8 @@ def modo(
 
     def weigh(memory: Simplex, *, cross: CrossGramian, **_: Any) -> Any:
         old = memory.weights.astype(cross.cosines.dtype)
-        left, left_size = _relative(cross.left)
-        right, right_size = _relative(cross.right)
+        left, left_size = normalised(cross.left)
+        right, right_size = normalised(cross.right)
         slope = left * jnp.matmul(cross.cosines, right * old, precision=lax.Precision.HIGHEST)
         # γ ‖g‖² may overflow; from a quarter of the range on, a longer step changes nothing.
         limit = jnp.finfo(old.dtype).max / 4
@@ -84,24 +87,3 @@ def modo(
         init_memory=init_memory,
         batches=True,
     )
-
-
-def project_simplex(values: jax.Array, live: jax.Array | None = None) -> jax.Array:
-    """The nearest point of the probability simplex.
-
-    Args:
-      values: (K,).
-      live: (K,) mask, None for all: the others get 0, unless no entry is live; then the result is 1/K each.
-
-    Returns:
-      (K,), nonnegative with sum 1.
-    """
-    live = jnp.ones(len(values), bool) if live is None else live
-    # The projection does not feel a common shift, nor how far below the largest entry minus 1 another one lies.
-    shifted = jnp.clip(values - jnp.max(jnp.where(live, values, -jnp.inf)), -1, 0)
-    return optax.projections.projection_simplex(jnp.where(live, shifted, -2))
-
-
-def _relative(norms: jax.Array) -> tuple[jax.Array, jax.Array]:
-    largest = jnp.max(norms)
-    return norms / jnp.where(largest > 0, largest, 1), largest

@@ -2,7 +2,7 @@
 
 import optax
 
-from mtljax.methods._base import Scalar, check
+from mtljax.methods._checks import Scalar, check
 from mtljax.methods._jacobian import sum_of_per_task
 
 

@@ -7,7 +7,8 @@ import optax
 from jax import lax
 
 from mtljax.gradients import Gramian
-from mtljax.methods._base import Scalar, check, weighting
+from mtljax.methods._base import weighting
+from mtljax.methods._checks import Scalar, check
 from mtljax.solvers import fairness_weights
 
 

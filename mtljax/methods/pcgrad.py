@@ -8,7 +8,8 @@ import optax
 from jax import lax
 
 from mtljax.gradients import Gramian
-from mtljax.methods._base import Scalar, weighting
+from mtljax.methods._base import weighting
+from mtljax.methods._checks import Scalar
 
 
 def pcgrad(

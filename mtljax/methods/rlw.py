@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtljax.methods._base import Scalar, check_choice, weighting
+from mtljax.methods._base import weighting
+from mtljax.methods._checks import Scalar, check_choice
 
 DISTRIBUTIONS = ("normal", "dirichlet")
 

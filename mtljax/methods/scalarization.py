@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mtljax.methods._base import check, is_concrete, weighting
+from mtljax.methods._base import weighting
+from mtljax.methods._checks import by_task, check, is_concrete
 
 
 def scalarization(
@@ -39,12 +40,10 @@ def scalarization(
     Raises:
       ValueError: if the weights are no finite vector, or disagree with `num_tasks` or with the tasks.
     """
-    names = tuple(sorted(weights)) if isinstance(weights, Mapping) else None
-    if isinstance(weights, Mapping):
-        weights = [weights[name] for name in sorted(weights)]
+    values, names = by_task(weights)
     vector = None
-    if weights is not None:
-        vector = jnp.asarray(weights, dtype=None if hasattr(weights, "dtype") else jnp.float32)
+    if values is not None:
+        vector = jnp.asarray(values, dtype=None if hasattr(values, "dtype") else jnp.float32)
         check(lambda: vector.ndim == 1, vector, "scalarization: weights must be one number a task")
         check(lambda: bool(jnp.all(jnp.isfinite(vector))), vector, "scalarization: weights must be finite")
         if num_tasks is not None and is_concrete(num_tasks) and vector.shape != (int(num_tasks),):

@@ -3,11 +3,10 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from mtljax.methods._base import positive, weighting
-from mtljax.solvers import finite
+from mtljax.methods._base import weighting
+from mtljax.methods._losses import inverse_losses
 
 
 def si(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs:
@@ -18,7 +17,8 @@ def si(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs
     from uncertainty weighting: the two are one rule.
 
     The losses must be positive. A task whose loss is zero, negative, infinite or NaN gets the weight 0, which leaves it
-    out of this update; weights beyond the dtype's range are cut to its largest number.
+    out of this update; weights above the square root of the dtype's largest number (1.8e19 in float32) are cut to it,
+    so that d stays finite.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[1.0, 0.0], [0.0, 1.0]])
@@ -39,9 +39,3 @@ def si(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs
         return inverse_losses(losses), memory
 
     return weighting("si", weigh, needs="losses", num_tasks=num_tasks, scale_own=True)
-
-
-def inverse_losses(losses: jax.Array) -> jax.Array:
-    """The (K,) weights 1 / L_k, 0 where a loss is not positive and finite."""
-    losses, live = positive(losses)
-    return jnp.where(live, finite(1 / losses), 0)

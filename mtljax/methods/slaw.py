@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree
-from mtljax.methods._base import Scalar, check, state_dtype, weighting
+from mtljax.methods._base import state_dtype, weighting
+from mtljax.methods._checks import Scalar, check
 from mtljax.solvers import finite
 
 

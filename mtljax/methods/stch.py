@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree
-from mtljax.methods._base import Scalar, check, positive, state_dtype, weighting
-from mtljax.methods.dwa import running_mean
+from mtljax.methods._base import state_dtype, weighting
+from mtljax.methods._checks import Scalar, check
+from mtljax.methods._losses import loss_weights, positive, running_mean
 from mtljax.solvers import finite
 
 
@@ -37,7 +38,8 @@ def stch(
 
     The losses must be positive. A task whose loss is zero, negative, infinite or NaN gets the weight 0 and is left out
     of the sum, K staying what it is; in the nadir that loss counts as the mean so far (1 at the start). With no task
-    left, d = 0. Weights beyond the dtype's range are cut to its largest number.
+    left, d = 0. Weights above the square root of the dtype's largest number (1.8e19 in float32) are cut to it, so that
+    d stays finite.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> tx = mtl.stch(warmup=0, window=1, num_tasks=2)
@@ -74,6 +76,6 @@ def stch(
         shares = jnp.where(since < window, 1, num_tasks * jax.nn.softmax(ratios, where=live))
         mean = running_mean(memory.losses, jnp.where(live, losses, memory.losses), jnp.maximum(since, 0))
         nadir = jnp.where((since >= 0) & (since < window), mean, memory.losses)
-        return jnp.where(live, finite(shares / losses), 0), Nadir(nadir)
+        return loss_weights(shares / losses, live), Nadir(nadir)
 
     return weighting("stch", weigh, needs="losses", num_tasks=num_tasks, scale_own=True, init_memory=init_memory)

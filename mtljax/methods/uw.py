@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree
-from mtljax.methods._base import Scalar, check, state_dtype, weighting
-from mtljax.methods.imtl_l import safe_gradient
+from mtljax.methods._base import state_dtype, weighting
+from mtljax.methods._checks import Scalar, check
+from mtljax.methods._losses import loss_weights, safe_gradient
 from mtljax.solvers import finite
 
 
@@ -42,8 +43,9 @@ def uw(
     1e-4 takes some 400 updates.
 
     A loss at or below 0 has no best s: its weight grows by a factor of about exp(learning_rate) an update until cut at
-    the dtype's largest number. A loss that is infinite or NaN gets the weight 0 and its s a gradient of 0. Gradients of
-    s are cut where their square would leave the dtype's range.
+    the square root of the dtype's largest number (1.8e19 in float32), so that d stays finite. A loss that is infinite
+    or NaN gets the weight 0 and its s a gradient of 0. Gradients of s are cut where their square would leave the
+    dtype's range.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> tx = mtl.uw(num_tasks=2)
@@ -79,6 +81,6 @@ def uw(
         gradient = safe_gradient((1 - precisions * losses) / 2, losses, memory.log_variances)
         updates, opt_state = learner.update(gradient, memory.opt_state, memory.log_variances)
         log_variances: Any = optax.apply_updates(memory.log_variances, updates)
-        return jnp.where(jnp.isfinite(losses), precisions / 2, 0), Uncertainties(log_variances, opt_state)
+        return loss_weights(precisions / 2, jnp.isfinite(losses)), Uncertainties(log_variances, opt_state)
 
     return weighting("uw", weigh, needs="losses", num_tasks=num_tasks, scale_own=True, init_memory=init_memory)

@@ -6,7 +6,7 @@ import jax
 import optax
 
 from mtljax.methods._base import weighting
-from mtljax.methods.si import inverse_losses
+from mtljax.methods._losses import inverse_losses
 
 
 def uw_o(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs:
@@ -18,7 +18,8 @@ def uw_o(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraAr
     learning rate, no delay and no factor 1/2.
 
     The losses must be positive. A task whose loss is zero, negative, infinite or NaN gets the weight 0, which leaves it
-    out of this update; weights beyond the dtype's range are cut to its largest number.
+    out of this update; weights above the square root of the dtype's largest number (1.8e19 in float32) are cut to it,
+    so that d stays finite.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[1.0, 0.0], [0.0, 1.0]])

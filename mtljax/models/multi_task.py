@@ -18,10 +18,13 @@ class MultiTaskModel:
     Attributes:
       encoder: module called as `encoder(inputs, train=...)`; it may keep batch statistics and use dropout.
       heads: one module a task, from the representation to that task's outputs.
+      compute_dtype: dtype of activations, "float32" or "bfloat16"; parameters, batch statistics, representation and
+        outputs stay float32.
     """
 
     encoder: nn.Module
     heads: Mapping[str, nn.Module]
+    compute_dtype: str = "float32"
 
     def init(self, key: jax.Array, inputs: jax.Array) -> tuple[PyTree, PyTree]:
         """Draws parameters.
@@ -67,15 +70,47 @@ class MultiTaskModel:
         Returns:
           `(outputs, model_state)`: the outputs by task, and the model state (updated when training).
         """
-        variables = {"params": params["shared"], **model_state}
+        representation, model_state = self.encode(params, model_state, inputs, train=train, key=key)
+        return self.decode(params, representation), model_state
+
+    def encode(
+        self,
+        params: PyTree,
+        model_state: PyTree,
+        inputs: jax.Array,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, PyTree]:
+        """The first half of `apply`: the (B, ...) representation and the model state."""
+        variables = {"params": self._cast(params["shared"]), **model_state}
         rngs = {} if key is None else {"dropout": key}
         representation, updated = self.encoder.apply(
-            variables, _as_float(inputs), train=train, rngs=rngs, mutable=list(model_state) if train else []
+            variables, self._cast(_as_float(inputs)), train=train, rngs=rngs, mutable=list(model_state) if train else []
         )
+        representation = cast(jax.Array, representation).astype(_wide(representation))
+        return representation, ({**model_state, **updated} if train else model_state)
+
+    def decode(self, params: PyTree, representation: jax.Array) -> dict[str, jax.Array]:
+        """The second half: the outputs by task."""
+        representation = self._cast(representation)
         outputs = {
-            task: head.apply({"params": params["heads"][task]}, representation) for task, head in self.heads.items()
+            task: head.apply({"params": self._cast(params["heads"][task])}, representation)
+            for task, head in self.heads.items()
         }
-        return cast(dict[str, jax.Array], outputs), ({**model_state, **updated} if train else model_state)
+        return jax.tree.map(lambda leaf: leaf.astype(_wide(leaf)), outputs)
+
+    def _cast(self, tree: PyTree) -> PyTree:
+        if self.compute_dtype == "float32":
+            return tree
+        return jax.tree.map(
+            lambda leaf: leaf.astype(self.compute_dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
+        )
+
+
+def _wide(array: Any) -> Any:
+    """float32, or float64 where that is used; integers stay."""
+    return jnp.promote_types(array.dtype, jnp.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array.dtype
 
 
 def _as_float(inputs: jax.Array) -> jax.Array:

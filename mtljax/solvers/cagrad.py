@@ -63,7 +63,8 @@ def cagrad_combination(
         iterations: as in `cagrad_weights`.
 
     Returns:
-        v, shape (K,), at least 1/K. Homogeneous of degree 0 in `norms`.
+        v, shape (K,), at least 1/K. Homogeneous of degree 0 in `norms`. Values beyond the dtype's range are cut to its
+        largest number.
     """
     path, relative, mean = _cagrad_path(cosines, norms, c, iterations)
     live = norms >= jnp.finfo(norms.dtype).tiny
@@ -73,7 +74,9 @@ def cagrad_combination(
         lambda: _guarded(path.eta, jnp.where(live, cosines, 0), jnp.where(live, relative, 0), radius, c),
         lambda: path.eta,
     )
-    return finite(1 / len(norms) + jnp.where(live, radius * eta / relative, 0))
+    # The path took the shortest gradients for longer than they are: their share of d is that of their true length.
+    exact = jnp.maximum(normalised(norms)[0], jnp.finfo(norms.dtype).tiny)
+    return finite(1 / len(norms) + jnp.where(live, radius * eta / exact, 0))
 
 
 def _guarded(

@@ -1,5 +1,6 @@
 """Quadratic programs: the shortest vector of a hull and projections onto a dual cone."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -45,13 +46,20 @@ def nonnegative_qp(matrix: jax.Array, linear: jax.Array, *, iterations: int = 20
     q = jnp.where(jnp.eye(len(linear), dtype=bool), 1, matrix * scale[:, None] * scale)
     b, size = normalised(linear)
     b, scaled_size = normalised(b * scale)
-    proximal = rounding(linear)
+    x = _interior_point(q, lambda x: product(q, x) - b, b, iterations)
+    return finite(x * scaled_size * scale * size)
+
+
+def _interior_point(q: jax.Array, slope: Callable[[jax.Array], jax.Array], b: jax.Array, iterations: int) -> jax.Array:
+    """The minimiser in coordinates of unit scale. `slope` is `Qx - b` and bounds the exactness; q serves the steps."""
+    eps = jnp.finfo(b.dtype).eps
+    proximal = rounding(b)
 
     def iteration(point: tuple[jax.Array, jax.Array]) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         x, z = point
         ratio = z / x
         solve = cholesky_solver(q + jnp.diag(ratio + proximal * (1 + ratio)))
-        residual = product(q, x) - b
+        residual = slope(x)
 
         def direction(complementarity: jax.Array) -> tuple[jax.Array, jax.Array]:
             dx = solve(complementarity / x - residual)
@@ -62,13 +70,12 @@ def nonnegative_qp(matrix: jax.Array, linear: jax.Array, *, iterations: int = 20
         gap = jnp.mean(x * z)
         target = centred(jnp.mean((x + step * dx) * (z + step * dz)), gap)
         # eps^2 keeps x and z from underflowing; d = J'x of a unit-scale problem is then exact to eps
-        dx, dz = direction(jnp.maximum(target, limits.eps**2) - dx * dz)
+        dx, dz = direction(jnp.maximum(target, eps**2) - dx * dz)
         step = jnp.minimum(longest_step(x, dx), longest_step(z, dz))
         new = (x + step * dx, z + step * dz)
-        return advance(new, new, point, gap < 4 * limits.eps**2)
+        return advance(new, new, point, gap < 4 * eps**2)
 
-    x, _ = iterate(iteration, (jnp.ones_like(b), jnp.ones_like(b)), iterations)
-    return finite(x * scaled_size * scale * size)
+    return iterate(iteration, (jnp.ones_like(b), jnp.ones_like(b)), iterations)[0]
 
 
 @jax.jit
@@ -177,4 +184,11 @@ def min_norm_weights(cosines: jax.Array, norms: jax.Array) -> jax.Array:
     live = norms >= jnp.finfo(norms.dtype).tiny
     smallest = jnp.min(jnp.where(live, norms, jnp.inf))
     a = jnp.where(live, smallest / jnp.where(live, norms, 1), 0)
-    return on_simplex(nonnegative_qp(cosines + jnp.outer(a, a), a) * a, live)
+    unit = jnp.where(jnp.eye(len(a), dtype=bool), 1, cosines)
+
+    def slope(y: jax.Array) -> jax.Array:
+        # From the cosines as they are: of nearly opposite gradients the sum with a a' would round away the difference.
+        return product(unit, y) + a * (jnp.sum(a * y) - 1)
+
+    y = _interior_point(unit + jnp.outer(a, a), slope, a, iterations=20)
+    return on_simplex(y * a, live)

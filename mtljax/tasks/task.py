@@ -91,7 +91,9 @@ def mean_metric(
     return Metric(name, sums, value, higher_is_better)
 
 
-def mean_loss(task: Task, outputs: Any, targets: Any, mask: jax.Array | None = None) -> jax.Array:
+def mean_loss(
+    task: Task, outputs: Any, targets: Any, mask: jax.Array | None = None, count: jax.Array | None = None
+) -> jax.Array:
     """Averages a task's loss over the examples that have a label.
 
     Args:
@@ -99,14 +101,22 @@ def mean_loss(task: Task, outputs: Any, targets: Any, mask: jax.Array | None = N
       outputs: What its head returned, leading axis B.
       targets: Its targets, leading axis B, some of them possibly missing.
       mask: Optional `(B,)`, 0 for examples to leave out besides, such as padding.
+      count: What to divide the sum by, None for the number of labels here. Where the batch is one of n parts of a whole
+        (devices, microbatches), a n-th of the whole's labels makes the mean over parts that of the whole, however the
+        labels are spread; see `label_counts`.
 
     Returns:
-      A scalar; 0, with zero gradient, when no example has a label. Inside pmap, where each device averages over its own
-      labels, the mean over devices weighs a device with few labels like one with many.
+      A scalar; 0, with zero gradient, when no example has a label.
     """
     counted = _counted(task, targets, mask)
     losses = jnp.where(counted > 0, task.loss(outputs, targets), 0)
-    return jnp.sum(losses) / jnp.maximum(jnp.sum(counted), 1)
+    count = jnp.sum(counted) if count is None else count
+    return jnp.sum(losses) / jnp.where(count > 0, count, 1)
+
+
+def label_counts(tasks: Mapping[str, Task], targets: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """The number of examples with a label, by task."""
+    return {name: jnp.sum(task.valid(targets[name])) for name, task in tasks.items()}
 
 
 def metric_sums(

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import importlib.util
 import math
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from mtljax.errors import unknown
+from mtljax.gradients import Mode, Reduce
 
 Config = TypeVar("Config")
 
@@ -37,10 +39,12 @@ class ModelConfig:
     Attributes:
       encoder: one of `mtljax.models.names()`.
       options: fields of its linen module, such as `features` or `dropout`.
+      compute_dtype: dtype of the activations; parameters, Gramians and what comes after stay float32.
     """
 
     encoder: str = "lenet"
     options: dict[str, Any] = field(default_factory=dict)
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True)
@@ -101,12 +105,17 @@ class TrainConfig:
       epochs: passes over the training split; the last incomplete batch of each is left out.
       seed: seed of the parameters, the batches and the method.
       mode: how per-task gradients are computed, see `mtljax.task_gradients`.
+      subset: a regular expression on the paths of the shared parameters, such as "Dense_0": those that match enter the
+        Gramian, an approximation. None for all.
+      accumulate: microbatches a step: the memory of one, the gradients of the whole batch.
       patience: evaluations without a better validation score after which training stops, None for never.
       evaluate_every: steps between evaluations on the validation split, 0 for once an epoch.
       log_every: steps between training records in the log.
       checkpoints: whether to keep checkpoints; without them a run cannot be resumed or loaded.
       tensorboard: whether to write TensorBoard files too, when tensorboardX is installed.
-      devices: local devices to train on, 0 for all.
+      devices: devices to train on, 0 for all.
+      parallel: how several devices share a step: "pmap", or "jit" with shardings.
+      reduce: how they average a Gramian method's Jacobian: "mean", or "scatter" (pmap), which moves half as much.
     """
 
     name: str = "run"
@@ -118,23 +127,35 @@ class TrainConfig:
     batch_size: int = 256
     epochs: int = 10
     seed: int = 0
-    mode: Literal["auto", "jacrev", "loop"] = "auto"
+    mode: Mode = "auto"
+    subset: str | None = None
+    accumulate: int = 1
     patience: int | None = None
     evaluate_every: int = 0
     log_every: int = 50
     checkpoints: bool = True
     tensorboard: bool = True
     devices: int = 0
+    parallel: Literal["pmap", "jit"] = "pmap"
+    reduce: Reduce = "mean"
 
     def __post_init__(self) -> None:
         """Checks ranges; names are checked where they are looked up."""
-        for name, least in (("batch_size", 1), ("epochs", 1), ("log_every", 1), ("evaluate_every", 0), ("devices", 0)):
+        leasts = {"batch_size": 1, "epochs": 1, "accumulate": 1, "log_every": 1, "evaluate_every": 0, "devices": 0}
+        for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"tasks lists a task twice: {', '.join(self.tasks)}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience must be at least 1 or None, got {self.patience}")
+        if self.reduce == "scatter" and self.parallel == "jit":
+            raise ValueError('reduce="scatter" needs parallel="pmap": under jit the compiler places the collectives')
+        if self.subset is not None:
+            try:
+                re.compile(self.subset)
+            except re.error as error:
+                raise ValueError(f"subset={self.subset!r} is no regular expression: {error}") from error
 
 
 def to_dict(config: Any) -> dict[str, Any]:

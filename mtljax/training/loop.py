@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from mtljax import data as data_sets
 from mtljax.data import MultiTaskData
@@ -147,7 +148,7 @@ def _run(
     step, total = int(state.step), config.epochs * program.steps_per_epoch
     every = config.evaluate_every or program.steps_per_epoch
     best = _best_so_far(log, program, state, checkpoints)
-    splits = {name: jax.device_put(data.splits[name], devices[0]) for name in ("validation", "test")}
+    splits = {name: jax.device_put(data.splits[name], devices.local[0]) for name in ("validation", "test")}
     split = parallel.place(data.splits["train"], devices)
     state = parallel.place(state, devices)
     key, permutation, epoch = data_key(config), None, -1
@@ -161,7 +162,8 @@ def _run(
             if step // program.steps_per_epoch != epoch:
                 epoch = step // program.steps_per_epoch
                 permutation = parallel.place(program.shuffle(key, epoch), devices)
-            state, metrics = program.advance(state, split, permutation)
+            solve = None if program.solve_every == 1 else step % program.solve_every == 0
+            state, metrics = program.advance(state, split, permutation, solve)
             step += 1
             timer.count(state)
             under_way.append(metrics["losses"])
@@ -233,7 +235,7 @@ def _best_so_far(
     value, step = max(scores, key=lambda pair: (pair[0], -pair[1]))
     network = ckpt.restore_best(checkpoints, state.params, state.model_state, step)
     if network is None and step == int(state.step):
-        network = parallel.fetch((state.params, state.model_state), program.devices[:1])
+        network = jax.tree.map(jnp.asarray, (state.params, state.model_state))
         ckpt.save_best(checkpoints, step, *network)
     if network is None:
         checkpoints.warn(

@@ -1,22 +1,54 @@
-"""The train step on several local devices: pmap over a batch that is split evenly."""
+"""The train step on several devices: pmap, or jit with shardings, on one host or on many."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
+import numpy as np
 from flax import jax_utils
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 PyTree = Any
 Device: TypeAlias = Any  # jax.Device, which the type checker does not see as a class
+Style: TypeAlias = Literal["pmap", "jit"]
 AXIS = "devices"
 
 
-def local_devices(count: int, batch_size: int) -> list[Device]:
+class Devices(NamedTuple):
+    """Where a run trains.
+
+    Attributes:
+      every: the devices of all processes.
+      local: those of this process.
+      style: "pmap", one program a device with collectives over the axis `AXIS`; or "jit", one program over all, whose
+        batch is sharded and in which the compiler places the collectives.
+    """
+
+    every: tuple[Device, ...]
+    local: tuple[Device, ...]
+    style: Style = "pmap"
+
+    @property
+    def axis_name(self) -> str | None:
+        """The axis inside the step, None where there is one device or the compiler handles them."""
+        return AXIS if len(self.every) > 1 and self.style == "pmap" else None
+
+    @property
+    def sharding(self) -> NamedSharding | None:
+        """How a batch lies on the devices, None unless the compiler handles several."""
+        if len(self.every) == 1 or self.style == "pmap":
+            return None
+        return NamedSharding(_mesh(self), PartitionSpec(AXIS))
+
+
+def choose_devices(count: int, batch_size: int, style: Style = "pmap") -> Devices:
     """The devices of a run.
 
     Args:
-      count: how many, 0 for all local ones.
+      count: how many, 0 for all; with several processes always all.
       batch_size: examples a step over all devices.
+      style: see `Devices`.
 
     Returns:
       The devices.
@@ -24,43 +56,81 @@ def local_devices(count: int, batch_size: int) -> list[Device]:
     Raises:
       ValueError: if there are fewer, or the batch cannot be split evenly.
     """
-    available = jax.local_devices()
+    available = jax.devices()
+    if jax.process_count() > 1 and count not in (0, len(available)):
+        raise ValueError(
+            f"devices={count}, but {jax.process_count()} processes train together on all their "
+            f"{len(available)} devices: use devices=0"
+        )
     if count > len(available):
         raise ValueError(f"devices={count}, but there are {len(available)} local devices")
-    devices = available[: count or None]
-    if batch_size % len(devices):
-        lower = batch_size // len(devices) * len(devices)
+    every = tuple(available[: count or None])
+    local = tuple(device for device in every if device.process_index == jax.process_index())
+    if batch_size % len(every):
+        lower = batch_size // len(every) * len(every)
         raise ValueError(
-            f"batch_size={batch_size} is not divisible by {len(devices)} devices: use {lower or len(devices)} or "
-            f"{lower + len(devices)}, or devices=1"
+            f"batch_size={batch_size} is not divisible by {len(every)} devices: use {lower or len(every)} or "
+            f"{lower + len(every)}" + (", or devices=1" if jax.process_count() == 1 else "")
         )
-    return devices
+    return Devices(every, local, style)
 
 
-def compile_advance(advance: Callable[..., Any], devices: list[Device]) -> Callable[..., Any]:
-    """Compiles `advance(state, split, permutation) -> (state, metrics)`, donating the state.
+def compile_advance(advance: Callable[..., Any], devices: Devices) -> Callable[..., Any]:
+    """Compiles `advance(state, split, permutation, solve) -> (state, metrics)`, donating the state.
 
     Args:
-      advance: the function of one device; with several devices it runs inside an axis named `AXIS`.
+      advance: the function of one device, in an axis named `AXIS` with style "pmap"; or of all.
       devices: where to run.
 
     Returns:
-      The compiled function. With several devices all arguments and results have a leading device axis.
+      The compiled function of placed arguments; `solve` is static.
     """
-    if len(devices) == 1:
-        return jax.jit(advance, donate_argnums=0)
-    return jax.pmap(advance, axis_name=AXIS, devices=devices, donate_argnums=0)
+    if devices.axis_name is None:
+        return jax.jit(advance, donate_argnums=0, static_argnums=3)
+    every = list(devices.every)
+    return jax.pmap(advance, axis_name=AXIS, devices=every, donate_argnums=0, static_broadcasted_argnums=3)
 
 
-def place(tree: PyTree, devices: list[Device]) -> PyTree:
-    """Puts host arrays on the devices, a copy on each."""
-    if len(devices) == 1:
-        return jax.device_put(tree, devices[0])
-    return jax_utils.replicate(tree, devices)
+def place(tree: PyTree, devices: Devices) -> PyTree:
+    """Puts host arrays on the devices, a copy on each; every process must hold the same."""
+    if len(devices.every) == 1:
+        return jax.device_put(tree, devices.every[0])
+    if devices.style == "pmap":
+        return jax_utils.replicate(tree, list(devices.local))
+    return jax.device_put(tree, NamedSharding(_mesh(devices), PartitionSpec()))
 
 
-def fetch(tree: PyTree, devices: list[Device]) -> PyTree:
-    """One device's copy of a placed tree, as arrays of their own that outlive donation."""
-    if len(devices) > 1:
-        tree = jax_utils.unreplicate(tree)
-    return jax.tree.map(lambda leaf: leaf.copy(), tree)
+def fetch(tree: PyTree, devices: Devices) -> PyTree:
+    """This process's first copy of a placed tree, as arrays of their own that outlive donation."""
+    if len(devices.every) == 1:
+        return jax.tree.map(lambda leaf: leaf.copy(), tree)
+    stacked = devices.style == "pmap"
+
+    def first(leaf: jax.Array) -> jax.Array:
+        data = leaf.addressable_shards[0].data
+        return (data[0] if stacked else data).copy()
+
+    return jax.tree.map(first, tree)
+
+
+def is_main() -> bool:
+    """Whether this process writes the log and the checkpoints."""
+    return jax.process_index() == 0
+
+
+def from_main(tree: PyTree) -> PyTree:
+    """The first process's values of a tree of arrays or numbers, on every process."""
+    if jax.process_count() == 1:
+        return tree
+    return multihost_utils.broadcast_one_to_all(tree)
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether the flag is set in any process; all must ask together."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def _mesh(devices: Devices) -> Mesh:
+    return Mesh(np.asarray(devices.every), (AXIS,))

@@ -16,14 +16,13 @@ from mtljax import methods, models
 from mtljax import tasks as task_kinds
 from mtljax.data import MultiTaskData, Split
 from mtljax.data.batches import batch_indices, epoch_permutation, evaluation_batches, position, steps_per_epoch, take
-from mtljax.gradients import Mode
 from mtljax.models import MultiTaskModel
 from mtljax.tasks import Task, metric_values
 from mtljax.training import parallel
 from mtljax.training.config import TrainConfig, to_dict
 from mtljax.training.optimizers import transformation
 from mtljax.training.state import TrainState, new_monitor
-from mtljax.training.step import make_evaluation, make_step
+from mtljax.training.step import Engine, make_evaluation, make_step
 
 PyTree = Any
 EVALUATION_BATCH = 1000
@@ -37,16 +36,19 @@ class Program(NamedTuple):
       tasks: the tasks by name.
       devices: where it trains.
       steps_per_epoch: updates an epoch.
-      advance: `(state, split, permutation) -> (state, metrics)` on the devices.
+      advance: `(state, split, permutation, solve) -> (state, metrics)` on the devices.
+      solve_every: steps between the method's solves; the host passes `solve` accordingly, so that the steps between
+        compile to a program of their own, with one backward pass.
       shuffle: `(key, epoch) -> permutation` of the training examples.
       evaluation: how it is evaluated.
     """
 
     model: MultiTaskModel
     tasks: Mapping[str, Task]
-    devices: list[parallel.Device]
+    devices: parallel.Devices
     steps_per_epoch: int
     advance: Callable[..., Any]
+    solve_every: int
     shuffle: Callable[..., jax.Array]
     evaluation: "Evaluation"
 
@@ -78,7 +80,7 @@ def build_model(config: TrainConfig, spec: Mapping[str, Any], axis_name: str | N
     if axis_name is not None and any(field.name == "axis_name" for field in dataclasses.fields(encoder)):
         encoder = encoder.clone(axis_name=axis_name)
     heads = {name: task_kinds.from_spec(task).head() for name, task in spec["tasks"].items()}
-    return MultiTaskModel(encoder, heads)
+    return MultiTaskModel(encoder, heads, config.model.compute_dtype)
 
 
 def example(spec: Mapping[str, Any]) -> np.ndarray:
@@ -99,27 +101,26 @@ def build_program(config: TrainConfig, data: MultiTaskData) -> Program:
     Raises:
       ValueError: on unknown names, a batch larger than the data or not divisible by the devices.
     """
-    devices = parallel.local_devices(config.devices, config.batch_size)
-    axis_name = parallel.AXIS if len(devices) > 1 else None
+    devices = parallel.choose_devices(config.devices, config.batch_size, config.parallel)
+    axis_name = devices.axis_name
     num_examples = data.splits["train"].num_examples
     model = build_model(config, data.spec, axis_name)
-    mode: Mode = config.mode
     tx = build_transformation(config, data)
-    per_device = config.batch_size // len(devices)
     batches = methods.describe(config.method.name).batches
-    if per_device < batches:
-        raise ValueError(
-            f"method {config.method.name} cuts each device's batch into {batches} independent ones, but "
-            f"batch_size={config.batch_size} leaves {per_device} a device: use at least {batches * len(devices)}"
-        )
-    step = make_step(model, data.tasks, tx, mode=mode, axis_name=axis_name, batches=batches)
+    _check_batch(config, len(devices.every), batches)
+    engine = Engine(config.mode, config.subset, config.accumulate, axis_name, config.reduce)
+    step = make_step(model, data.tasks, tx, engine=engine, batches=batches)
+    per_device = config.batch_size // len(devices.every)
 
-    def advance(state: TrainState, split: Split, permutation: jax.Array) -> tuple[TrainState, Any]:
+    def advance(state: TrainState, split: Split, permutation: jax.Array, solve: bool | None) -> tuple[TrainState, Any]:
         _, batch = position(state.step, num_examples, config.batch_size)
         indices = batch_indices(permutation, batch, config.batch_size)
         if axis_name is not None:
             indices = lax.dynamic_slice(indices, (lax.axis_index(axis_name) * per_device,), (per_device,))
-        return step(state, take(split, indices))
+        examples = take(split, indices)
+        if devices.sharding is not None:
+            examples = lax.with_sharding_constraint(examples, devices.sharding)
+        return step(state, examples, solve)
 
     return Program(
         model=model,
@@ -127,9 +128,27 @@ def build_program(config: TrainConfig, data: MultiTaskData) -> Program:
         devices=devices,
         steps_per_epoch=steps_per_epoch(num_examples, config.batch_size),
         advance=parallel.compile_advance(advance, devices),
+        solve_every=config.method.options.get("update_every") or 1,
         shuffle=jax.jit(lambda key, epoch: epoch_permutation(key, epoch, num_examples)),
         evaluation=build_evaluation(model, data.tasks),
     )
+
+
+def _check_batch(config: TrainConfig, devices: int, batches: int) -> None:
+    """Each device's batch must be cut evenly into what the method and the microbatches want."""
+    per_device = config.batch_size // devices
+    if per_device < batches:
+        raise ValueError(
+            f"method {config.method.name} cuts each device's batch into {batches} independent ones, but "
+            f"batch_size={config.batch_size} leaves {per_device} a device: use at least {batches * devices}"
+        )
+    parts = batches * config.accumulate
+    if config.accumulate > 1 and per_device % parts:
+        raise ValueError(
+            f"batch_size={config.batch_size} cannot be cut into accumulate={config.accumulate} microbatches on each of "
+            f"{devices} devices" + (f" for {batches} independent batches" if batches > 1 else "") + ": use a multiple "
+            f"of {parts * devices}"
+        )
 
 
 def build_evaluation(model: MultiTaskModel, tasks: Mapping[str, Task]) -> Evaluation:

@@ -1,7 +1,8 @@
 """One pure train step, the same on one device and on many, and the evaluation of a batch."""
 
+import re
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +10,33 @@ import optax
 from jax import lax
 
 from mtljax.data.batches import Batch
-from mtljax.gradients import Mode, task_gradients
+from mtljax.gradients import Mode, Reduce, SplitLosses, accumulate, split, task_gradients
 from mtljax.methods import task_weights
 from mtljax.models import MultiTaskModel
-from mtljax.tasks import Task, mean_loss, mean_metric, metric_sums
+from mtljax.tasks import Task, label_counts, mean_loss, mean_metric, metric_sums
 from mtljax.training.state import TrainState, observe
 
 PyTree = Any
 Metrics = dict[str, Any]
+
+
+class Engine(NamedTuple):
+    """How the gradients of a step are computed; see `task_gradients` and `mtljax.accumulate`.
+
+    Attributes:
+      mode: "auto", "jacrev", "loop", "two_pass" or "features".
+      subset: a regular expression searched in the paths of the shared parameters, such as "shared/Dense_0": those that
+        match enter the Gramian. None for all.
+      accumulate: microbatches a step.
+      axis_name: axis of pmap or shard_map over which the batch is split.
+      reduce: "mean" or "scatter", how the Jacobian is averaged over it.
+    """
+
+    mode: Mode = "auto"
+    subset: str | None = None
+    accumulate: int = 1
+    axis_name: str | None = None
+    reduce: Reduce = "mean"
 
 
 def make_step(
@@ -24,45 +44,52 @@ def make_step(
     tasks: Mapping[str, Task],
     tx: optax.GradientTransformationExtraArgs,
     *,
-    mode: Mode = "auto",
-    axis_name: str | None = None,
+    engine: Engine | None = None,
     batches: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Builds the step `(state, batch) -> (state, metrics)`.
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Builds the step `(state, batch, solve=None) -> (state, metrics)`.
 
     Args:
       model: the network.
       tasks: the tasks by name; they must be those of the model's heads.
       tx: a method followed by an optimizer.
-      mode: see `task_gradients`.
-      axis_name: axis of pmap or shard_map over which the batch is split.
+      engine: how gradients are computed, None for the defaults.
       batches: how many independent batches the method wants: the batch is cut into as many.
 
     Returns:
-      A pure function. A state that holds `losses_after` gets them anew at each step, for one more forward pass. Its
-      metrics are `losses` (dict by task) and `weights` ((K,) or None).
+      A pure function; `solve` is that of the method's `update`. A state that holds `losses_after` gets them anew at
+      each step, for one more forward pass. Its metrics are `losses` (dict by task) and `weights` ((K,) or None).
 
     Raises:
       ValueError: if tasks and heads differ.
     """
     if set(tasks) != set(model.heads):
         raise ValueError(f"the losses are for {sorted(tasks)}, but the model has heads for {sorted(model.heads)}")
+    engine = engine or Engine()
+    losses_fn = accumulate(task_losses(model, tasks), engine.accumulate, argnums=(1, 2))
+    axis_name = engine.axis_name
+    options: dict[str, Any] = {"mode": engine.mode, "axis_name": axis_name, "reduce": engine.reduce}
+    if engine.subset is not None:
+        pattern = re.compile(engine.subset)
+        options["subset"] = lambda path: pattern.search(jax.tree_util.keystr(path, simple=True, separator="/"))
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def arguments(batch: Batch, key: jax.Array) -> tuple[Batch, jax.Array, dict[str, jax.Array]]:
+        """What the losses of a batch read besides parameters and model state."""
+        counts = label_counts(tasks, batch.targets)
+        if axis_name is not None:
+            counts = lax.pmean(counts, axis_name)
+        counts = jax.tree.map(lambda count: count / engine.accumulate, counts)
+        return batch, jax.random.split(key, engine.accumulate), counts
+
+    def step(state: TrainState, batch: Batch, solve: bool | None = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         if axis_name is not None:
             key = jax.random.fold_in(key, lax.axis_index(axis_name))
-
-        def losses_fn(params: PyTree, model_state: PyTree, part: Batch) -> tuple[dict[str, jax.Array], PyTree]:
-            outputs, model_state = model.apply(params, model_state, jnp.asarray(part.inputs), train=True, key=key)
-            return {
-                name: mean_loss(task, outputs[name], part.targets[name]) for name, task in tasks.items()
-            }, model_state
-
         model_state, every_losses, every_grads = state.model_state, [], []
-        for part in _parts(batch, batches):
+        for index, part in enumerate(_parts(batch, batches)):
+            part_key = key if batches == 1 else jax.random.fold_in(key, index)
             (losses, model_state), grads = task_gradients(
-                losses_fn, state.params, model_state, part, mode=mode, axis_name=axis_name, has_aux=True
+                losses_fn, state.params, model_state, *arguments(part, part_key), has_aux=True, **options
             )
             every_losses.append(losses)
             every_grads.append(grads)
@@ -73,11 +100,12 @@ def make_step(
             state.params,
             losses=losses,
             losses_after=state.losses_after,
+            solve=solve,
         )
         params = optax.apply_updates(state.params, updates)
         losses_after = None
         if state.losses_after is not None:
-            losses_after = _vector(losses_fn(params, state.model_state, batch)[0])
+            losses_after = _vector(losses_fn(params, state.model_state, *arguments(batch, key))[0])
         if axis_name is not None:
             model_state, losses_after = lax.pmean((model_state, losses_after), axis_name)
         new_state = TrainState(
@@ -92,6 +120,36 @@ def make_step(
         return new_state, {"losses": losses, "weights": task_weights(opt_state)}
 
     return step
+
+
+def task_losses(model: MultiTaskModel, tasks: Mapping[str, Task]) -> SplitLosses:
+    """The losses of a network, split at the representation.
+
+    Args:
+      model: the network.
+      tasks: the tasks by name.
+
+    Returns:
+      `(params, model_state, batch, keys, counts) -> ({task: loss}, model_state)`: `keys` holds one key of dropout
+      along a leading axis, `counts` the number of labels to average over, by task.
+    """
+
+    def encode(params: PyTree, model_state: PyTree, batch: Batch, keys: jax.Array, counts: PyTree) -> PyTree:
+        del counts
+        return model.encode(params, model_state, jnp.asarray(batch.inputs), train=True, key=keys[0])
+
+    def heads(
+        params: PyTree, encoded: PyTree, model_state: PyTree, batch: Batch, keys: jax.Array, counts: PyTree
+    ) -> tuple[dict[str, jax.Array], PyTree]:
+        del model_state, keys
+        representation, updated = encoded
+        outputs = model.decode(params, representation)
+        return {
+            name: mean_loss(task, outputs[name], batch.targets[name], count=counts[name])
+            for name, task in tasks.items()
+        }, updated
+
+    return split(encode, heads)
 
 
 def _parts(batch: Batch, count: int) -> list[Batch]:

@@ -24,7 +24,7 @@ PyTree = Any
 CONFIG = "config.json"
 _PACKAGES = ("mtljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # May differ when a run is resumed: they change neither the trajectory so far nor the structure of the state.
-_RESUMABLE = ("epochs", "patience", "log_every", "evaluate_every", "devices", "tensorboard")
+_RESUMABLE = ("epochs", "patience", "log_every", "evaluate_every", "devices", "parallel", "reduce", "tensorboard")
 
 
 class Loaded(NamedTuple):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles_linear
 import pytest
 
 import mtljax as mtl
@@ -68,14 +69,12 @@ def bad_losses(tx, dtype):
     return weights
 
 
-def adam(gradient_of, start, rate, steps):
-    """Adam by its formulas: what is learned before each of `steps` steps, (steps, K)."""
-    x, m, v, path = np.array(start, float), 0.0, 0.0, []
+def learned_by_adam(gradient_of, start, rate, steps):
+    """What is learned before each of `steps` steps of Adam, (steps, K)."""
+    x, direction, path = np.array(start, float), oracles_linear.adam(), []
     for t in range(steps):
-        path.append(x.copy())
-        g = gradient_of(t, x)
-        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
-        x = x - rate * (m / (1 - 0.9 ** (t + 1))) / (np.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8)
+        path.append(x)
+        x = x - rate * direction(gradient_of(t, x))
     return np.stack(path)
 
 

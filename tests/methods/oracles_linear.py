@@ -88,20 +88,18 @@ def mgda(jacobian: np.ndarray, normalize: str = "none", losses: np.ndarray | Non
     return weights @ jacobian
 
 
-def adam(values: np.ndarray, learning_rate: float):
-    """Adam with the usual moments, as a function from a gradient to the new values."""
-    values, first, second, count = values.copy(), 0.0, 0.0, 0
+def adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8):
+    """Adam's recurrence: a function from one gradient after the other to the direction to step against."""
+    first, second, count = 0.0, 0.0, 0
 
-    def step(slope: np.ndarray) -> np.ndarray:
-        nonlocal values, first, second, count
+    def direction(gradient: np.ndarray) -> np.ndarray:
+        nonlocal first, second, count
         count += 1
-        first = 0.9 * first + 0.1 * slope
-        second = 0.999 * second + 0.001 * slope**2
-        move = first / (1 - 0.9**count) / (np.sqrt(second / (1 - 0.999**count)) + 1e-8)
-        values = values - learning_rate * move
-        return values
+        first = b1 * first + (1 - b1) * gradient
+        second = b2 * second + (1 - b2) * gradient**2
+        return first / (1 - b1**count) / (np.sqrt(second / (1 - b2**count)) + eps)
 
-    return step
+    return direction
 
 
 def nearest_on_simplex(values: np.ndarray) -> np.ndarray:

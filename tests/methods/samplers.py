@@ -19,6 +19,31 @@ def mixed_scales(num_tasks: int, size: int, seed: int = 0) -> np.ndarray:
     return gaussian(num_tasks, size, seed) * np.logspace(-3, 3, num_tasks)[:, None]
 
 
+def wide(num_tasks: int, size: int, seed: int = 0) -> np.ndarray:
+    """Rows of norms from 1e-6 to 1e6, in any order."""
+    scales = np.random.default_rng(seed).permutation(np.logspace(-6, 6, num_tasks))
+    return gaussian(num_tasks, size, seed) * scales[:, None]
+
+
+def wide_conflicting(num_tasks: int, size: int, seed: int = 0) -> np.ndarray:
+    """Conflicting rows of norms from 1e-6 to 1e6."""
+    return conflicting(num_tasks, size, seed) * np.logspace(-6, 6, num_tasks)[:, None]
+
+
+def nearly_equal(num_tasks: int, size: int, seed: int = 0) -> np.ndarray:
+    """Rows of which the first is the last at another length, up to 1e-5."""
+    jacobian = gaussian(num_tasks, size, seed)
+    jacobian[0] = 1.5 * jacobian[-1] + 1e-5 * jacobian[0]
+    return jacobian
+
+
+def nearly_opposite(num_tasks: int, size: int, seed: int = 0) -> np.ndarray:
+    """Rows of which the first is the last turned round and at another length, up to 1e-5."""
+    jacobian = gaussian(num_tasks, size, seed)
+    jacobian[0] = -1.5 * jacobian[-1] + 1e-5 * jacobian[0]
+    return jacobian
+
+
 _BASE = gaussian(3, 6)
 
 DEGENERATE = {

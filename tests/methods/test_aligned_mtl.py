@@ -5,7 +5,7 @@ import numpy as np
 import oracles
 import pytest
 from running import updates
-from samplers import conflicting, gaussian
+from samplers import conflicting, gaussian, wide
 
 from mtljax.gradients import scaled_gramian
 from mtljax.methods.aligned_mtl import aligned_mtl
@@ -16,11 +16,6 @@ def nearly_dependent(num_tasks, size, seed=0):
     jacobian = gaussian(num_tasks, size, seed)
     jacobian[0] = (-1) ** seed * 1.5 * jacobian[-1] + 1e-5 * jacobian[0]
     return jacobian
-
-
-def wide(num_tasks, size, seed=0):
-    scales = np.random.default_rng(seed).permutation(np.logspace(-6, 6, num_tasks))
-    return gaussian(num_tasks, size, seed) * scales[:, None]
 
 
 @pytest.mark.parametrize("num_tasks", [3, 10])

@@ -7,7 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from samplers import conflicting, gaussian
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from samplers import (
+    DEGENERATE,
+    aligned,
+    conflicting,
+    duplicated,
+    gaussian,
+    low_rank,
+    mixed_scales,
+    stationary,
+)
 
 import mtljax as mtl
 
@@ -109,3 +121,63 @@ def test_opposite_gradients_keep_the_promises_of_the_ball(c, dtype):
     assert np.all(worst >= of_the_mean - tolerance * np.linalg.norm(jacobians, axis=2).max() ** 2)
     if c >= 1:
         assert np.all(worst >= -tolerance * np.linalg.norm(jacobians, axis=2).max() ** 2)
+
+
+SAMPLERS = (gaussian, conflicting, mixed_scales, aligned, low_rank, stationary, duplicated)
+SAMPLES = [sampler(3, 6, seed) for sampler in SAMPLERS for seed in range(5)] + list(DEGENERATE.values())
+COUNT = 64  # every batch is filled up to this many, to share a compilation for each dtype
+
+
+@jax.jit
+def _update_all(jacobians, c):
+    tx = mtl.cagrad(c)
+    return jax.vmap(lambda jacobian: tx.update(jacobian, tx.init(jacobian[0]))[0])(jacobians)
+
+
+def check_the_promises(jacobians, c, dtype):
+    """In the ball, no worse for the worst task than the mean, without conflict for c >= 1; by the longest gradient."""
+    jacobians = np.stack(jacobians).astype(dtype)
+    filled = jacobians[np.arange(COUNT) % len(jacobians)]
+    with jax.enable_x64(dtype == "float64"):
+        found = np.asarray(_update_all(jnp.asarray(filled), jnp.asarray(c, dtype)), np.float64)[: len(jacobians)]
+    assert np.all(np.isfinite(found))
+    jacobians = jacobians.astype(np.float64)
+    norms = np.linalg.norm(jacobians, axis=2)
+    longest = np.where(norms.max(axis=1) > 0, norms.max(axis=1), 1)
+    mean, tolerance = jacobians.mean(axis=1), 1e-6 if dtype == "float64" else 1e-3
+    excess = np.linalg.norm(found - mean, axis=1) - c * np.linalg.norm(mean, axis=1)
+    assert np.all(excess <= tolerance * longest)
+    relative, unit = jacobians / longest[:, None, None], jacobians / np.where(norms > 0, norms, 1)[..., None]
+    worst, of_the_mean = (np.einsum("nkd,nd->nk", relative, d / longest[:, None]).min(axis=1) for d in (found, mean))
+    assert np.all(worst >= of_the_mean - tolerance)
+    if c >= 1:
+        size = np.maximum(np.linalg.norm(found, axis=1), longest)
+        assert np.all(np.einsum("nkd,nd->nk", unit, found) >= -tolerance * size[:, None])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("c", [0.4, 1.0, 2.0])
+def test_cagrad_keeps_its_promises_on_every_sample(c, dtype):
+    # In float32 the weight of a gradient 1e-45 times as long as another is out of range.
+    hopeless = DEGENERATE["beyond the range of ratios"] if dtype == "float32" else None
+    check_the_promises([jacobian for jacobian in SAMPLES if jacobian is not hopeless], c, dtype)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    jacobian=hnp.arrays(
+        np.float64,
+        (3, 6),
+        elements=st.sampled_from([0.0, 1.0, -1.0, 2.0, -0.5, 1e-6, -1e6]) | st.floats(-10, 10, width=32),
+    ),
+    c=st.sampled_from([0.4, 1.0, 2.0]),
+    dtype=st.sampled_from(["float32", "float64"]),
+)
+def test_cagrad_keeps_its_promises_on_generated_gradients(jacobian, c, dtype):
+    check_the_promises([jacobian], c, dtype)
+
+
+def test_a_gradient_shorter_by_24_decades_is_not_opposed():
+    jacobian = DEGENERATE["tiny and huge"]
+    found = gradient(jacobian, c=2.0)
+    assert np.all(jacobian @ found >= 0)

@@ -1,6 +1,7 @@
 """The page of the methods says what the registry says."""
 
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,24 @@ def test_every_method_is_exported_and_documented(name):
         assert "update_every" in parameters
     for parameter in parameters:
         assert f"{parameter}:" in doc, parameter
+
+
+# What the text before the example says, and the words it has for that.
+SAYS = {
+    "a paper": r"arXiv:\d{4}\.\d{4,5}|ICLR 2021",
+    "the cost": r"Cost: (one|3?K)( backward and one more forward pass| backward pass)",
+    "whose defaults": r"[Nn]othing (else )?to set|[Dd]efault|(code|LibMTL|Adam)'s|(is that|are those) of|the paper",
+    "differences": r"[Cc]ode\b|LibMTL|TorchJD|reimplementations|[Dd]ifference",
+}
+# Rules so plain that every code has the same, and switches that speak for themselves.
+EXEMPT = {
+    "whose defaults": {"bmtl", "emtl", "ew", "pcgrad", "scalarization", "slaw", "uw_o"},
+    "differences": {"adatask", "ew", "mtl_io", "rlw", "scalarization", "si", "uw_o"},
+}
+
+
+@pytest.mark.parametrize("name", mtl.methods.names())
+def test_every_method_names_its_paper_cost_defaults_and_differences(name):
+    doc = " ".join(inspect.getdoc(mtl.methods.describe(name).build).split(">>>")[0].split())
+    lacking = {part for part, words in SAYS.items() if not re.search(words, doc)}
+    assert not {part for part in lacking if name not in EXEMPT.get(part, ())}

@@ -88,6 +88,29 @@ def test_losses_that_are_not_positive_or_of_any_size_give_finite_updates(name):
     assert np.all(np.isfinite(run(name, jacobians, losses)))
 
 
+WEIGHED_BY_LOSSES = [(name, {}) for name in NAMES if mtl.methods.describe(name).family == "loss weighting"]
+# Where these only come to after many updates.
+WEIGHED_BY_LOSSES += [("uw", {"init": -80.0}), ("imtl_l", {"init": 80.0}), ("bmtl", {"temperature": 1e-30})]
+
+
+@pytest.mark.parametrize(("name", "options"), WEIGHED_BY_LOSSES)
+def test_tiny_losses_with_huge_gradients_give_finite_updates(name, options):
+    """The weights are cut so that gradients of up to the root of the dtype's largest number stay in its range."""
+    tx = mtl.methods.create(name, num_tasks=K, **OPTIONS.get(name, {}) | options)
+    sizes = np.array([1e-37, 1e-30, 1e-20, 1.0])
+    losses = np.array([(x, y, 1.0) for x in sizes for y in sizes] + [(x, x, x) for x in sizes], np.float32)
+    rows = np.stack([np.broadcast_to(1e15 * gaussian(K, 6), (4, K, 6)), np.full((4, K, 6), 5e18)])
+
+    def updates(jacobians, losses):
+        def step(state, jacobian):
+            return tx.update(jacobian, state, losses=losses)[::-1]
+
+        return jax.lax.scan(step, tx.init(jnp.zeros(6)), jacobians)[1]
+
+    many = jax.jit(jax.vmap(jax.vmap(updates, (None, 0)), (0, None)))
+    assert bool(jnp.all(jnp.isfinite(many(jnp.asarray(rows, jnp.float32), jnp.asarray(losses)))))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_one_task_gets_its_own_direction(name):
     jacobian = gaussian(1, 6)

@@ -4,24 +4,16 @@ import numpy as np
 import oracles
 import pytest
 from running import updates
-from samplers import conflicting, gaussian
+from samplers import conflicting, gaussian, nearly_opposite, wide_conflicting
 
 from mtljax.methods.dualproj import dualproj
 
 
-def nearly_opposite(num_tasks, size, seed=0):
-    jacobian = gaussian(num_tasks, size, seed)
-    jacobian[0] = -1.5 * jacobian[-1] + 1e-5 * jacobian[0]
-    return jacobian
-
-
-def wide(num_tasks, size, seed=0):
-    return conflicting(num_tasks, size, seed) * np.logspace(-6, 6, num_tasks)[:, None]
-
-
 @pytest.mark.parametrize("num_tasks", [3, 10])
 def test_dualproj_projects_the_mean(num_tasks):
-    jacobians = [sampler(num_tasks, 2 * num_tasks) for sampler in (gaussian, conflicting, wide, nearly_opposite)]
+    jacobians = [
+        sampler(num_tasks, 2 * num_tasks) for sampler in (gaussian, conflicting, wide_conflicting, nearly_opposite)
+    ]
     expected = np.stack([oracles.dualproj(jacobian) for jacobian in jacobians])
     lengths = np.linalg.norm(expected, axis=1)
     errors = np.linalg.norm(updates(dualproj, jacobians) - expected, axis=1) / lengths
@@ -33,7 +25,9 @@ def test_dualproj_projects_the_mean(num_tasks):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_dualproj_never_conflicts_and_only_removes_conflict(dtype):
-    jacobians = np.stack([sampler(3, 8, seed) for sampler in (gaussian, conflicting, wide) for seed in range(5)])
+    jacobians = np.stack(
+        [sampler(3, 8, seed) for sampler in (gaussian, conflicting, wide_conflicting) for seed in range(5)]
+    )
     found = updates(dualproj, jacobians, dtype)
     rounding = 1e3 * np.finfo(dtype).eps
     lengths, size = np.linalg.norm(jacobians, axis=2), np.linalg.norm(found, axis=1, keepdims=True)

@@ -111,6 +111,22 @@ def test_degenerate_gradients_give_finite_weights(dtype):
     np.testing.assert_array_equal(weights[zero], 1)
 
 
+def test_the_state_stays_finite_for_the_largest_gradients():
+    """Their sums and their lengths over time leave the range of float32; the other task is pushed as ever."""
+    jacobian = np.stack([np.full(6, 3e38), [0.5, 1, -1, 2, 0.1, -3]])
+    tx = excess_mtl(0.5, num_tasks=2)
+    update, state = jax.jit(tx.update), tx.init(jnp.zeros(6))
+    for _ in range(3):
+        _, state = update(jnp.asarray(jacobian, jnp.float32), state)
+        assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state))
+    small = jnp.asarray(jacobian * np.array([[1e-38], [1.0]]), jnp.float32)
+    gradient, state = update(small, state)
+    assert bool(jnp.all(jnp.isfinite(gradient)))
+    push = sum(1 / np.sqrt(t) for t in (2, 3, 4))  # of the second task, E / E(0) for equal gradients
+    ratio = state.memory.log_weights[1] - state.memory.log_weights[0]
+    assert 0.5 * (push - 3) < ratio < 0.5 * push
+
+
 def test_heads_are_scaled_by_the_weight_and_do_not_enter_it():
     gradients, weights, jacobians, _ = two_heads.run_heads(excess_mtl(1.0, num_tasks=2), two_heads.SCALES)
     expected = list(by_loop(jacobians["shared"], 1.0))

@@ -6,7 +6,17 @@ import numpy as np
 import oracles
 import pytest
 from running import updates
-from samplers import conflicting, gaussian
+from samplers import (
+    DEGENERATE,
+    aligned,
+    conflicting,
+    duplicated,
+    gaussian,
+    low_rank,
+    mixed_scales,
+    nearly_opposite,
+    wide,
+)
 
 from mtljax.methods.fairgrad import fairgrad
 from mtljax.methods.nash_mtl import nash_mtl
@@ -34,17 +44,6 @@ def weighed(jacobians, alphas, dtype=np.float64):
     with jax.enable_x64(dtype == np.float64):
         gradients, weights = _weighed(jnp.asarray(batch), jnp.asarray(alphas))
     return np.asarray(gradients, np.float64)[:count, :size], np.asarray(weights, np.float64)[:count]
-
-
-def nearly_opposite(num_tasks, size, seed=0):
-    jacobian = gaussian(num_tasks, size, seed)
-    jacobian[0] = -1.5 * jacobian[-1] + 1e-5 * jacobian[0]
-    return jacobian
-
-
-def wide(num_tasks, size, seed=0):
-    scales = np.random.default_rng(seed).permutation(np.logspace(-6, 6, num_tasks))
-    return gaussian(num_tasks, size, seed) * scales[:, None]
 
 
 @pytest.mark.parametrize("num_tasks", [3, 10])
@@ -103,6 +102,32 @@ def test_fairgrad_never_conflicts():
     jacobians = [conflicting(3, 8, seed) for seed in range(4) for _ in ALPHAS]
     found, _ = weighed(jacobians, ALPHAS * 4)
     assert np.einsum("bkd,bd->bk", jacobians, found).min() > 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dependent_gradients_with_a_solution_are_served_all(dtype):
+    """Also where there are more tasks than parameters."""
+    few = [sampler(3, 6, seed) for sampler in (low_rank, duplicated, mixed_scales) for seed in range(6)]
+    few += [DEGENERATE["duplicates"], DEGENERATE["all equal"]]
+    many = [sampler(20, 12, seed) for sampler in (low_rank, aligned) for seed in range(10)]
+    for jacobians in (few, many):
+        for alpha in ALPHAS:
+            found, _ = weighed(jacobians, alpha, dtype)
+            rows = np.stack(jacobians)
+            lengths = np.linalg.norm(rows, axis=2) * np.linalg.norm(found, axis=1, keepdims=True)
+            cosines = np.einsum("bkd,bd->bk", rows, found) / lengths
+            assert cosines.min() > (-1e-5 if dtype == np.float32 else -1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_without_a_solution_what_is_left_is_as_short_as_documented(dtype):
+    """Generic gradients, four times as many as parameters, contradict each other: the solution is d = 0."""
+    jacobians = [gaussian(20, 5, seed) for seed in range(20)]
+    jacobians = [jacobian / np.linalg.norm(jacobian, axis=1, keepdims=True) for jacobian in jacobians]
+    for alpha in ALPHAS:
+        found, _ = weighed(jacobians, alpha, dtype)
+        level = np.finfo(dtype).eps ** (1 / (1 + alpha)) * 20**0.5
+        assert np.linalg.norm(found, axis=1).max() < 10 * level
 
 
 def test_contradictory_gradients_are_let_be():

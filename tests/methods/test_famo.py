@@ -7,17 +7,18 @@ import optax
 import pytest
 from loss_sequences import (
     LOSSES,
-    adam,
     assert_gradient_of,
     assert_needs_losses,
     assert_needs_num_tasks,
     bad_losses,
+    learned_by_adam,
     run,
     run_eagerly,
     run_traced,
 )
 from scipy.special import softmax
 
+from mtljax.gradients import TaskGradients
 from mtljax.methods.famo import famo
 
 # The losses of the batch before at the current parameters: (T, K), the first row is not used.
@@ -36,7 +37,7 @@ def logit_gradient(t, logits, losses, after, decay, minima=0.0):
 
 def by_formulas(after, decay=1e-3, rate=0.025, minima=0.0, losses=LOSSES):
     start = np.zeros(losses.shape[1])
-    logits = adam(lambda t, x: logit_gradient(t, x, losses, after, decay, minima), start, rate, len(losses))
+    logits = learned_by_adam(lambda t, x: logit_gradient(t, x, losses, after, decay, minima), start, rate, len(losses))
     ratios = softmax(logits, axis=1) / (losses - minima)
     return ratios / ratios.sum(axis=1, keepdims=True)
 
@@ -61,6 +62,21 @@ def test_without_losses_after_the_current_losses_stand_in():
 def test_minima_are_subtracted(minima):
     found = run(famo(min_losses=minima, num_tasks=3), LOSSES, AFTER)[0]
     np.testing.assert_allclose(found, by_formulas(AFTER, minima=np.array(minima)), rtol=1e-10)
+
+
+def test_minima_by_name_follow_the_sorted_names_and_are_those_of_the_tasks():
+    losses = {"b": jnp.array(3.0), "a": jnp.array(0.5)}
+    rows = jnp.eye(2)
+    found = []
+    for minima in ({"b": 1.0, "a": -2.0}, [-2.0, 1.0]):
+        tx = famo(min_losses=minima, num_tasks=2)
+        grads = TaskGradients.from_jacobian(rows, losses)
+        found.append(tx.update(grads, tx.init(jnp.zeros(2)))[0])
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_allclose(found[0], np.array([2.0, 2.5]) / 4.5, rtol=1e-6)
+    tx = famo(min_losses={"a": 0.0, "c": 0.0}, num_tasks=2)
+    with pytest.raises(ValueError, match=r"famo: got values for \['a', 'c'\], but the tasks are \['a', 'b'\]"):
+        tx.update(TaskGradients.from_jacobian(rows, losses), tx.init(jnp.zeros(2)))
 
 
 def test_hyperparameters_may_be_traced():
@@ -107,6 +123,24 @@ def test_bad_losses_are_left_out(dtype):
     np.testing.assert_allclose(weights[live].sum(axis=1), 1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, 3.4e38])
+def test_the_memory_stays_finite_after_a_broken_loss_and_learning_goes_on(bad):
+    """With a minimum of -1e38 the largest number overflows too."""
+    losses = np.ones((2, 3))
+    losses[1, 0] = bad
+    _, state = run(famo(min_losses=-1e38, num_tasks=3), losses, dtype="float32")
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
+    assert state.memory.gaps[0] == 0
+    # Two updates later the rest is learned from as ever: the logits are those of a run that saw no progress there.
+    broken, calm = LOSSES.copy(), AFTER.copy()
+    broken[4, 0] = bad if not bad > 1e38 else np.inf
+    calm[5, 0], steady = np.nan, LOSSES.copy()
+    found, _ = run(famo(num_tasks=3), broken, AFTER)
+    expected, _ = run(famo(num_tasks=3), steady, calm)
+    np.testing.assert_allclose(found[5:], expected[5:], rtol=1e-10)
+    assert found[4, 0] == 0
+
+
 def test_bad_losses_after_teach_nothing():
     losses, after = np.tile([1.0, 2.0, 4.0], (3, 1)), np.tile([1.0, 2.0, 4.0], (3, 1))
     after[1] = [np.nan, np.inf, -1.0]
@@ -131,7 +165,9 @@ def test_huge_and_tiny_losses_and_one_task():
         ({"decay": -1}, "famo: decay must be >= 0 and finite, got -1"),
         ({"learning_rate": -1}, "famo: learning_rate must be >= 0 and finite, got -1"),
         ({"min_losses": [0.0, np.nan]}, "famo: min_losses must be finite"),
-        ({"min_losses": [0.0, 0.0, 0.0]}, r"famo: min_losses must be a number or \(2,\) of them, got shape \(3,\)"),
+        ({"min_losses": [0.0, 0.0, 0.0]}, r"a dict by task name or \(2,\) numbers, got shape \(3,\)"),
+        ({"min_losses": {"a": 0.0}}, r"a dict by task name or \(2,\) numbers, got shape \(1,\)"),
+        ({"min_losses": {"a": 0.0, "b": np.inf}}, "famo: min_losses must be finite"),
     ],
 )
 def test_bad_arguments_are_one_clear_sentence(arguments, message):

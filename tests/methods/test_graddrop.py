@@ -9,6 +9,7 @@ import pytest
 import two_heads
 from samplers import DEGENERATE, gaussian
 
+from mtljax.gradients import TaskGradients
 from mtljax.methods.graddrop import _drop_signs, graddrop
 
 JACOBIANS = {
@@ -119,6 +120,20 @@ def test_without_conflict_it_is_the_sum_and_full_leak_is_too():
     jacobian = jnp.asarray(gaussian(4, 6), jnp.float32)
     np.testing.assert_allclose(updated()(jnp.abs(jacobian)), jnp.abs(jacobian).sum(axis=0), rtol=1e-6)
     np.testing.assert_allclose(updated(leak=1.0)(jacobian), jacobian.sum(axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_leaks_by_name_follow_the_sorted_names_and_are_those_of_the_tasks():
+    grads = TaskGradients.from_jacobian(jnp.asarray(gaussian(2, 6), jnp.float32), {"b": 1.0, "a": 2.0})
+    found = []
+    for leak in ({"b": 0.9, "a": 0.2}, [0.2, 0.9]):
+        tx = graddrop(leak)
+        found.append(tx.update(grads, tx.init(jnp.zeros(6)))[0])
+    np.testing.assert_array_equal(found[0], found[1])
+    tx = graddrop({"a": 0.0, "c": 0.0})
+    with pytest.raises(ValueError, match=r"graddrop: got values for \['a', 'c'\], but the tasks are \['a', 'b'\]"):
+        tx.update(grads, tx.init(jnp.zeros(6)))
+    with pytest.raises(ValueError, match=r"graddrop: leak must lie in \[0, 1\]"):
+        graddrop({"a": 0.5, "b": 1.5})
 
 
 def test_the_seed_decides_and_every_update_draws_anew():

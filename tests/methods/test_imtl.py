@@ -18,7 +18,7 @@ LOSSES = np.random.default_rng(0).uniform(0.1, 5.0, (10, K))
 
 
 def test_ten_updates_equal_the_recurrence():
-    learned, scales = oracles_linear.adam(np.zeros(K), 0.1), np.zeros(K)
+    direction, scales = oracles_linear.adam(), np.zeros(K)
     with jax.enable_x64(True):
         tx = imtl(learning_rate=0.1, num_tasks=K)
         state, update = tx.init(jnp.zeros(8, jnp.float64)), jax.jit(tx.update)
@@ -26,7 +26,7 @@ def test_ten_updates_equal_the_recurrence():
             found, state = update(jnp.asarray(jacobian), state, losses=jnp.asarray(losses))
             expected = oracles_linear.imtl_g(np.exp(scales)[:, None] * jacobian)
             np.testing.assert_allclose(found, expected, atol=1e-6 * np.linalg.norm(expected))
-            scales = learned(np.exp(scales) * losses - 1)
+            scales = scales - 0.1 * direction(np.exp(scales) * losses - 1)
             np.testing.assert_allclose(state.memory.log_scales, scales, rtol=1e-9)
     assert np.abs(scales).min() > 0.1
 
@@ -86,6 +86,18 @@ def test_extreme_losses_and_gradients_stay_finite():
         found, state = update(jacobian, state, losses=jnp.array(losses))
         assert bool(jnp.all(jnp.isfinite(found)))
         assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state))
+
+
+def test_huge_learned_scales_leave_the_gradients_of_the_range_finite():
+    params = {"shared": jnp.ones(2), "a": jnp.ones(()), "b": jnp.ones(())}
+    _, grads = mtl.task_gradients(
+        lambda p: {"a": 1e15 * p["a"] * p["shared"][0], "b": 1e15 * p["b"] * p["shared"].sum()}, params
+    )
+    tx = imtl(num_tasks=2)
+    state = tx.init(params)
+    state = state._replace(memory=state.memory._replace(log_scales=jnp.array([85.0, 85.0])))
+    found, _ = tx.update(grads, state, params, losses=jnp.full(2, 1e-37))
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) and bool(jnp.any(leaf > 1e33)) for leaf in jax.tree.leaves(found))
 
 
 def test_bad_input_is_one_clear_sentence():

@@ -116,6 +116,13 @@ def test_degenerate_gradients_leave_the_weights_on_the_simplex(dtype):
     np.testing.assert_array_equal(gradients[list(DEGENERATE).index("all zero")], 0)
 
 
+def test_the_task_with_all_the_weight_may_lose_its_gradient():
+    jacobians = np.array([[[1e-3, 0.0], [0.0, 10.0]], [[0.0, 0.0], [0.0, 10.0]], [[1.0, 0.0], [0.0, 1e-3]]])
+    gradients, weights = two_heads.run(moco(1.0, 0.0, 10.0, 0.0, num_tasks=2), jacobians, dtype=jnp.float32)
+    np.testing.assert_array_equal(weights, [[1, 0], [1, 0], [0, 1]])
+    np.testing.assert_allclose(gradients, [[1e-3, 0], [0, 0], [0, 1e-3]], rtol=1e-6)
+
+
 @pytest.mark.parametrize("num_tasks", [1, 2])
 def test_the_first_update_is_short(num_tasks):
     jacobian = gaussian(num_tasks, 5)

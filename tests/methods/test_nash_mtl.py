@@ -6,21 +6,11 @@ import numpy as np
 import oracles
 import pytest
 from running import updates
-from samplers import conflicting, gaussian
+from samplers import conflicting, gaussian, nearly_opposite, wide
 
 from mtljax.gradients import scaled_gramian
 from mtljax.methods.nash_mtl import nash_mtl
 from mtljax.solvers import fairness_weights
-
-
-def nearly_opposite(num_tasks, size, seed=0):
-    jacobian = gaussian(num_tasks, size, seed)
-    jacobian[0] = -1.5 * jacobian[-1] + 1e-5 * jacobian[0]
-    return jacobian
-
-
-def wide(num_tasks, size, seed=0):
-    return gaussian(num_tasks, size, seed) * np.logspace(-6, 6, num_tasks)[:, None]
 
 
 @pytest.mark.parametrize("num_tasks", [3, 10])

@@ -1,0 +1,100 @@
+"""The losses of a large batch as a mean over microbatches, with the memory of one."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mtljax.gradients.features import SplitLosses
+
+PyTree: TypeAlias = Any
+
+
+def accumulate(losses_fn: Callable[..., Any], count: int, *, argnums: tuple[int, ...] = (-1,)) -> Callable[..., Any]:
+    """Cuts the batch of a losses function into microbatches and averages over them.
+
+    Gradients of the result, in every mode and for every method, are those of the whole batch where each loss is a mean
+    over examples. Activations live for one microbatch at a time: they are computed again in the backward pass, which
+    costs one more forward pass (in mode "loop" one a task). Batch statistics are those of each microbatch, averaged.
+
+    >>> import jax, jax.numpy as jnp, mtljax as mtl
+    >>> losses_fn = lambda p, x: {"left": jnp.mean((x @ p) ** 2), "right": jnp.mean(jnp.abs(x @ p))}
+    >>> x, p = jax.random.normal(jax.random.PRNGKey(0), (64, 3)), jnp.ones(3)
+    >>> whole = mtl.task_gradients(losses_fn, p, x)[1].gramian()
+    >>> parts = mtl.task_gradients(mtl.accumulate(losses_fn, 4), p, x)[1].gramian()
+    >>> bool(jnp.allclose(whole, parts, rtol=1e-5))
+    True
+
+    Args:
+      losses_fn: as for `task_gradients`; losses of `mtl.split` stay split.
+      count: number of microbatches.
+      argnums: which arguments after the parameters hold a batch: the leading axes of all their leaves are cut. The
+        default is the last one.
+
+    Returns:
+      A losses function of the same arguments. Floating point auxiliary outputs are averaged too, of others the last
+      microbatch's is returned.
+
+    Raises:
+      ValueError: if `count` is no positive int; when called, if it does not divide a leading axis.
+    """
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"the number of microbatches must be a positive int, got {count!r}")
+    if count == 1:
+        return losses_fn
+    if isinstance(losses_fn, SplitLosses):
+        encode, heads = losses_fn.encode, losses_fn.heads
+        return SplitLosses(
+            lambda params, *args: _each(encode, count, params, args, argnums),
+            lambda params, z, *args: _mean(
+                _each(heads, count, params, (z, *args), (0, *_after(argnums)), stacked=(0,))
+            ),
+        )
+    return lambda params, *args: _mean(_each(losses_fn, count, params, args, argnums))
+
+
+def _each(
+    fn: Callable[..., PyTree],
+    count: int,
+    params: PyTree,
+    args: tuple[Any, ...],
+    argnums: tuple[int, ...],
+    stacked: tuple[int, ...] = (),
+) -> PyTree:
+    """The results for all microbatches, stacked; the arguments in `stacked` are so already."""
+    positions = [position % len(args) for position in argnums]
+    parts = {i: args[i] if i in stacked else _cut(args[i], count) for i in positions}
+
+    @jax.checkpoint
+    def one(params: PyTree, part: dict[int, PyTree]) -> PyTree:
+        return fn(params, *(part.get(i, arg) for i, arg in enumerate(args)))
+
+    # Convolutions inside a loop are slow on a CPU: there the loop is written out.
+    unroll = count if jax.default_backend() == "cpu" else 1
+    return lax.scan(lambda carry, part: (carry, one(params, part)), None, parts, unroll=unroll)[1]
+
+
+def _after(argnums: tuple[int, ...]) -> tuple[int, ...]:
+    """The same arguments behind one more."""
+    return tuple(position if position < 0 else position + 1 for position in argnums)
+
+
+def _cut(batch: PyTree, count: int) -> PyTree:
+    def cut(leaf: Any) -> jax.Array:
+        leaf = jnp.asarray(leaf)
+        if not leaf.ndim or leaf.shape[0] % count:
+            raise ValueError(
+                f"cannot cut an array of shape {leaf.shape} into {count} microbatches: choose a number that divides "
+                "the batch, and name in argnums the arguments that hold a batch"
+            )
+        return leaf.reshape(count, leaf.shape[0] // count, *leaf.shape[1:])
+
+    return jax.tree.map(cut, batch)
+
+
+def _mean(stacked: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda leaf: jnp.mean(leaf, axis=0) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf[-1], stacked
+    )

@@ -1,0 +1,207 @@
+"""Gradients of several tasks, evaluated on demand."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from mtljax.gradients.arguments import loss_vector
+from mtljax.gradients.choice import Choice, sentence
+from mtljax.gradients.gramian import CrossGramian, Gramian, cross_gramian, scaled_gramian
+from mtljax.gradients.linearized import Linearized, Prepared, gramian_rows, own_rows, weighted_rows
+
+PyTree: TypeAlias = Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class TaskGradients:
+    """The gradients of K task losses with respect to one tree of parameters, evaluated on demand.
+
+    Tasks are ordered by sorted name: row k of the Jacobian belongs to `tasks[k]`. An instance is made by
+    `task_gradients` or `TaskGradients.from_jacobian`, lives inside one trace, and is consumed by a method's `update`.
+    Nothing is cached: `materialize` returns a copy that holds its Jacobian, for callers that use it more than once.
+
+    Attributes:
+      tasks: K task names in sorted order, or None when the gradients came as an unnamed Jacobian.
+      num_tasks: K.
+      losses: (K,) losses in that order, or None when unknown.
+      shared: pytree of bools like params; only shared leaves enter Gramians.
+      choice: the mode and why it was chosen, None for an explicit Jacobian.
+    """
+
+    tasks: tuple[str, ...] | None
+    losses: jax.Array | None
+    shared: PyTree
+    num_tasks: int
+    _leaf_tasks: tuple[tuple[int, ...], ...]  # for each leaf of params, the tasks with a gradient there
+    _subset: PyTree  # the shared leaves that enter Gramians
+    choice: Choice | None = None
+    _jacobian: PyTree | None = None
+    _linearized: Linearized | None = None
+    _prepare: Callable[[], Prepared] | None = None
+    _prepared: Prepared | None = None
+
+    @classmethod
+    def from_jacobian(
+        cls,
+        jacobian: PyTree,
+        losses: Mapping[str, jax.Array] | jax.Array | None = None,
+        shared: PyTree | None = None,
+    ) -> "TaskGradients":
+        """Wraps an explicit Jacobian.
+
+        Args:
+          jacobian: pytree like params, each leaf with a leading task axis, (K, *shape), as `jax.jacrev` gives it for a
+            function that returns the (K,) vector of losses. Tasks in sorted order of their names.
+          losses: dict of K scalars or (K,) array in sorted order of the names; None when unknown.
+          shared: pytree of bools like params; None means that every leaf is shared.
+
+        Returns:
+          Gradients that hold this Jacobian.
+
+        Raises:
+          ValueError: if the leaves disagree on the number of tasks, or the losses disagree with the leaves.
+        """
+        leaves = jax.tree.leaves(jacobian)
+        sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in map(jnp.asarray, leaves)}
+        if len(sizes) != 1 or 0 in sizes:
+            shapes = [tuple(jnp.shape(leaf)) for leaf in leaves]
+            raise ValueError(
+                f"a Jacobian needs the same leading task axis (K, *shape) on every leaf, got leaves of shapes {shapes}"
+            )
+        num_tasks = sizes.pop()
+        names = tuple(sorted(losses)) if isinstance(losses, Mapping) else None
+        vector = None if losses is None else loss_vector(losses, names, num_tasks)
+        if shared is None:
+            shared = jax.tree.map(lambda _: True, jacobian)
+        every = tuple(range(num_tasks))
+        return cls(
+            tasks=names,
+            losses=vector,
+            shared=shared,
+            num_tasks=num_tasks,
+            _leaf_tasks=(every,) * len(leaves),
+            _subset=shared,
+            _jacobian=jax.tree.map(jnp.asarray, jacobian),
+        )
+
+    def jacobian(self) -> PyTree:
+        """The gradients of all tasks: pytree like params, each leaf (K, *shape). Costs K backward passes."""
+        if self._jacobian is not None:
+            return self._jacobian
+        assert self._linearized is not None
+        return self._linearized.jacobian()
+
+    def materialize(self) -> "TaskGradients":
+        """A copy that holds its Jacobian, so that several uses cost K backward passes together."""
+        if self._jacobian is not None:
+            return self
+        return dataclasses.replace(self, _jacobian=self.jacobian(), _prepared=None)
+
+    def with_gramian(self) -> "TaskGradients":
+        """A copy whose Gramian and combination share their passes: what a Gramian method works with.
+
+        Modes "two_pass" and "features", a subset and scattered gradients then never hold the Jacobian.
+        """
+        if self._jacobian is not None or self._prepared is not None:
+            return self
+        if self._prepare is None:
+            return self.materialize()
+        return dataclasses.replace(self, _prepared=self._prepare())
+
+    def gramian(self) -> jax.Array:
+        """Inner products of the gradients over the shared parameters.
+
+        Returns:
+          (K, K), float32, or float64 for float64 gradients. Entries outside the dtype's range under- or overflow;
+          `scaled_gramian` has no such limit.
+        """
+        return self.scaled_gramian().dense()
+
+    def scaled_gramian(self) -> Gramian:
+        """The Gramian over the shared parameters as unit-diagonal matrix and norms: what the methods work with."""
+        grads = self.with_gramian()
+        return scaled_gramian(grads._rows(), self.num_tasks) if grads._prepared is None else grads._prepared.gramian
+
+    def cross_gramian(self, other: "TaskGradients") -> CrossGramian:
+        """Inner products over the shared parameters with the gradients of the same tasks on another batch."""
+        return cross_gramian(self._rows(), other._rows(), self.num_tasks)
+
+    def combine(self, weights: jax.Array, *, scale_own: bool | jax.Array = False) -> PyTree:
+        """The weighted sum of the task gradients.
+
+        Without a held Jacobian this is one backward pass of the weighted sum (and, unless `scale_own`, one more through
+        the heads alone).
+
+        Args:
+          weights: (K,) in the order of `tasks`.
+          scale_own: whether a task's own parameters (its head) get their gradient times the task's weight, as in loss
+            weighting, or unscaled, as in gradient methods; or (K,) weights of their own.
+
+        Returns:
+          A pytree like params, with the leaves' dtypes.
+        """
+        own_weights = jnp.ones_like(weights) if scale_own is False else weights if scale_own is True else scale_own
+        if self._prepared is not None:
+            return self._prepared.combine(weights, own_weights)
+        if self._jacobian is None:
+            assert self._linearized is not None
+            return self._linearized.combined(self.shared, weights, own_weights)
+        leaves, treedef = jax.tree.flatten(self._jacobian)
+        combined = []
+        for leaf, is_shared, tasks in zip(leaves, jax.tree.leaves(self.shared), self._leaf_tasks, strict=True):
+            leaf_weights = weights if is_shared else own_weights
+            if len(tasks) < self.num_tasks:
+                combined.append(own_rows(leaf_weights, leaf, tasks))
+            else:
+                combined.append(weighted_rows(leaf_weights, leaf))
+        return jax.tree.unflatten(treedef, combined)
+
+    def map(self, fn: Callable[[PyTree], PyTree]) -> "TaskGradients":
+        """Applies `fn` to the Jacobian pytree (leading task axis kept); the shared/own split stays as it is."""
+        return dataclasses.replace(self, _jacobian=fn(self.jacobian()), _prepared=None)
+
+    def at(self, params_per_task: PyTree) -> "TaskGradients":
+        """The gradients with task k evaluated at its own parameters, as sharpness-aware methods need.
+
+        Args:
+          params_per_task: pytree like params with a leading task axis on every leaf, (K, *shape).
+
+        Returns:
+          Gradients holding row k = d loss_k / d params at `params_per_task[k]`, with the losses found there. Auxiliary
+          outputs of the losses function are discarded.
+
+        Raises:
+          ValueError: if the gradients were made from an explicit Jacobian: then there is nothing to evaluate.
+        """
+        jacobian, losses = self._source("at").at(params_per_task)
+        return dataclasses.replace(self, _jacobian=jacobian, losses=losses, _prepared=None)
+
+    def losses_at(self, params: PyTree) -> dict[str, jax.Array]:
+        """The losses at other parameters, on the same data: dict of scalars by task."""
+        source = self._source("losses_at")
+        return dict(zip(source.tasks, source.losses_at(params), strict=True))
+
+    def explanation(self) -> str:
+        """The mode of these gradients and why it was chosen, in one line."""
+        if self.choice is None:
+            return f"an explicit Jacobian of {self.num_tasks} tasks"
+        return sentence(self.choice, self.num_tasks)
+
+    def with_losses(self, losses: jax.Array) -> "TaskGradients":
+        """The same gradients with other (K,) losses beside them."""
+        return dataclasses.replace(self, losses=losses)
+
+    def _rows(self) -> list[jax.Array]:
+        """The Jacobian over the parameters that enter Gramians, in pieces (K, n_i)."""
+        return gramian_rows(self.jacobian(), self._subset, self.num_tasks)
+
+    def _source(self, caller: str) -> Linearized:
+        if self._linearized is None:
+            raise ValueError(
+                f"TaskGradients.{caller} evaluates the losses again, which an explicit Jacobian cannot: "
+                "pass the result of mtl.task_gradients(losses_fn, params, ...)"
+            )
+        return self._linearized

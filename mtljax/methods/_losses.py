@@ -1,0 +1,58 @@
+"""What the methods that weigh by the losses have in common: which losses count, how large a weight may be, averages."""
+
+import jax
+import jax.numpy as jnp
+
+
+def positive(losses: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Losses for rules on their logarithms or ratios.
+
+    Args:
+      losses: (K,).
+
+    Returns:
+      The losses with 1 in place of any that is not positive, normal and finite, and the (K,) mask of those that are.
+      Rules give a masked task the weight 0.
+    """
+    live = (losses >= jnp.finfo(losses.dtype).tiny) & (losses < jnp.inf)  # the logarithm of a subnormal may be -inf
+    return jnp.where(live, losses, 1), live
+
+
+def loss_weights(weights: jax.Array, live: jax.Array | bool = True) -> jax.Array:
+    """Weights of losses that leave the weighted sum of the gradients finite.
+
+    They are cut, in size, at the square root of the dtype's largest number (1.8e19 in float32, 1.3e154 in float64). So
+    Σ_k w_k g_k is finite for any losses where no coordinate of Σ_k |g_k| exceeds that root; longer gradients leave the
+    range only where a weight is large enough.
+
+    Args:
+      weights: (K,), possibly infinite.
+      live: (K,) mask of the tasks that count, True for all.
+
+    Returns:
+      The (K,) weights, 0 where a task does not count.
+    """
+    limit = jnp.sqrt(jnp.finfo(weights.dtype).max)
+    return jnp.where(live, jnp.clip(weights, -limit, limit), 0)
+
+
+def inverse_losses(losses: jax.Array) -> jax.Array:
+    """The (K,) weights 1 / L_k, 0 where a loss is not positive and finite."""
+    losses, live = positive(losses)
+    return loss_weights(1 / losses, live)
+
+
+def running_mean(mean: jax.Array, losses: jax.Array, count: jax.Array) -> jax.Array:
+    """The mean of `count + 1` values, the last of which are `losses` and the others have the mean `mean`."""
+    share = 1 / (count + 1).astype(mean.dtype)
+    return (1 - share) * mean + share * losses
+
+
+def safe_gradient(gradient: jax.Array, losses: jax.Array, learned: jax.Array) -> jax.Array:
+    """The gradient of what is learned from the losses, in its dtype, harmless to the optimizer's averages.
+
+    An infinity or NaN would stay in them for good, and so would a number whose square is one.
+    """
+    limit = jnp.sqrt(jnp.finfo(learned.dtype).max) / 2
+    gradient = jnp.clip(gradient.astype(learned.dtype), -limit, limit)
+    return jnp.where(jnp.isfinite(losses), gradient, 0)

@@ -1,0 +1,26 @@
+"""The projection on the simplex."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtljax.methods._checks import Scalar
+
+
+def project_simplex(values: jax.Array, live: jax.Array | None = None, mass: Scalar = 1.0) -> jax.Array:
+    """The nearest point of a simplex.
+
+    Args:
+      values: (K,).
+      live: (K,) mask, None for all: the others get 0, unless no entry is live; then the result is mass / K each.
+      mass: sum of the result, at least 0; 1 for the probability simplex.
+
+    Returns:
+      (K,), nonnegative.
+    """
+    live = jnp.ones(len(values), bool) if live is None else live
+    unit = jnp.where(mass > 0, mass, 1)
+    # The projection does not feel a common shift, nor how far below the largest entry minus the mass another one lies:
+    # cut off there, the rounding of huge values stays out of it.
+    shifted = jnp.clip(values - jnp.max(jnp.where(live, values, -jnp.inf)), -unit, 0) / unit
+    return mass * optax.projections.projection_simplex(jnp.where(live, shifted, -2))
