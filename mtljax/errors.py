@@ -33,8 +33,10 @@ def check_options(
         accepted = next((accepts for kinds, _, accepts in _KINDS if isinstance(default, kinds)), object)
         wrong_bool = isinstance(value, bool) and not isinstance(default, bool)
         numeric_array = isinstance(default, (int, float)) and hasattr(value, "dtype")  # traced, say
-        sequence = isinstance(value, (tuple, list)) and "Sequence" in str(parameters[name].annotation)
-        if expected and not numeric_array and not sequence and (wrong_bool or not isinstance(value, accepted)):
+        annotation = str(parameters[name].annotation)
+        sequence = isinstance(value, (tuple, list)) and "Sequence" in annotation
+        by_task = isinstance(value, dict) and "Mapping" in annotation
+        if expected and not (numeric_array or sequence or by_task) and (wrong_bool or not isinstance(value, accepted)):
             raise ValueError(f"option {name} of {what} must be {expected}, got {value!r}")
 
 

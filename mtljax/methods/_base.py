@@ -10,9 +10,6 @@ from jax import lax
 
 from mtljax.gradients import PyTree, TaskGradients, loss_vector
 from mtljax.methods._checks import Scalar, is_concrete, static_int
-from mtljax.methods._checks import check as check
-from mtljax.methods._checks import check_choice as check_choice
-from mtljax.methods._losses import positive as positive
 
 Needs: TypeAlias = Literal["nothing", "losses", "gramian"]
 

@@ -13,13 +13,14 @@ def adatask(
 ) -> optax.GradientTransformationExtraArgs:
     """One Adam a task (Yang et al., arXiv:2211.15055; Elich et al., arXiv:2311.04698, Sec. 4.1).
 
-    d = Σ_k m̂_k / (√v̂_k + ε), where m̂_k and v̂_k are Adam's bias-corrected moments of g_k alone. A constant factor on a
-    task's loss cancels (but for ε), which it does not in one Adam on the summed gradient. It is
-    `chain(per_task(optax.scale_by_adam(b1, b2, eps), K), ew())` in one piece, with moments in float32 at least.
-    Cost: K backward passes, and 2 K copies of the parameters in the state (one Adam: 2).
+    d = Σ_k m̂_k / (√v̂_k + ε), where m̂_k and v̂_k are Adam's bias-corrected moments of g_k alone. A constant factor on
+    a task's loss cancels (but for ε), which it does not in one Adam on the summed gradient. It is
+    `chain(per_task(optax.scale_by_adam(b1, b2, eps), K), ew())` in one piece, with moments in float32 at least. Cost: K
+    backward passes, and 2 K copies of the parameters in the state (one Adam: 2).
 
     d is a direction that replaces Adam's: follow it with `optax.sgd(learning_rate)`, not with another Adam. The
-    defaults are Adam's. A task's own parameters get the step of that task's Adam, not their gradient.
+    defaults are Adam's. Written from the papers' formula; not compared with the official code. A task's own parameters
+    get the step of that task's Adam, not their gradient.
 
     Where all gradients have been zero the step is zero, also in single coordinates. Gradients far below ε give steps
     near zero, and a coordinate whose square leaves the dtype's range (1e19 in float32) stands still from then on.

@@ -15,7 +15,8 @@ def bmtl(temperature: Scalar = 50.0, *, num_tasks: int | None = None) -> optax.G
     """Balanced multi-task learning (Liang and Zhang, arXiv:2002.04792).
 
     d = ∇ Σ_k exp(L_k / T), so w_k = exp(L_k / T) / T: of two losses the larger has the larger weight, the more so the
-    smaller T is against their difference. Cost: one backward pass.
+    smaller T is against their difference. Cost: one backward pass. T = 50 is the default of three
+    implementations that cite the paper; others tune T to 0.2 to 0.8.
 
     The weights depend on the unit of the losses, and for losses far below T all are about 1/T: lower T, or make up for
     it in the learning rate of an optimizer that feels the length of d. Losses of any sign are fine. Weights above the

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import Gramian
-from mtljax.methods._base import Scalar, check, check_choice, weighting
+from mtljax.methods._base import weighting
+from mtljax.methods._checks import Scalar, check, check_choice
 from mtljax.solvers import cagrad_combination
 
 RESCALES = ("none", "1+c", "1+c^2")

@@ -22,7 +22,8 @@ def emtl(*, num_tasks: int | None = None, update_every: int | None = None) -> op
     in which every task's weighted gradient is as long as its loss is large. The weights sum to K. No result of the
     paper may be expected of it. Cost: K backward passes.
 
-    Tasks with a zero gradient, or a loss that is not positive and finite, get weight 0; if none is left, d = 0.
+    There is nothing to set. Tasks with a zero gradient, or a loss that is not positive and finite, get weight 0; if
+    none is left, d = 0.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[2.0, 0.0], [0.0, 1.0]])

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import Gramian
-from mtljax.methods._base import Scalar, check, weighting
+from mtljax.methods._base import weighting
+from mtljax.methods._checks import Scalar, check
 from mtljax.solvers import fairness_weights
 
 

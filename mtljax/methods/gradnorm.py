@@ -10,8 +10,7 @@ from mtljax.gradients import Gramian, PyTree
 from mtljax.methods._base import state_dtype, weighting
 from mtljax.methods._checks import Scalar, check
 from mtljax.methods._losses import positive
-from mtljax.solvers import finite
-from mtljax.solvers._linear import normalised
+from mtljax.solvers import finite, normalised
 
 
 class LearnedWeights(NamedTuple):

@@ -12,7 +12,7 @@ from mtljax.methods._checks import Scalar, check
 from mtljax.methods._losses import loss_weights
 from mtljax.methods.imtl_g import impartial_weights
 from mtljax.methods.imtl_l import LossScales, init_scales, scale_weights, step_scales
-from mtljax.solvers._linear import normalised
+from mtljax.solvers import normalised
 
 
 def imtl(

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import Gramian
-from mtljax.methods._base import check_choice, positive, weighting
+from mtljax.methods._base import weighting
+from mtljax.methods._checks import check_choice
+from mtljax.methods._losses import positive
 from mtljax.solvers import finite, min_norm_weights
 
 NORMALIZERS = ("none", "l2", "loss", "loss+")

@@ -12,7 +12,7 @@ from mtljax.methods._base import jacobian_method, state_dtype
 from mtljax.methods._checks import Scalar, check
 from mtljax.methods._jacobian import cast_like, replace_shared, wide, zeros_per_task
 from mtljax.methods._simplex import project_simplex
-from mtljax.solvers._linear import normalised
+from mtljax.solvers import normalised
 
 
 class MoCoMemory(NamedTuple):

@@ -11,7 +11,7 @@ from mtljax.gradients import CrossGramian, PyTree
 from mtljax.methods._base import state_dtype, weighting
 from mtljax.methods._checks import Scalar, check
 from mtljax.methods._simplex import project_simplex
-from mtljax.solvers._linear import normalised
+from mtljax.solvers import normalised
 
 
 class Simplex(NamedTuple):

@@ -13,9 +13,10 @@ def mtl_io(momentum: Scalar = 0.9, *, num_tasks: int | None = None) -> optax.Gra
     traces in float32 at least. Cost: K backward passes, and K copies of the parameters in the state.
 
     Pascal et al. take the tasks' steps one after the other, each from where the last one ended; here all gradients come
-    from the same parameters, and the steps are summed. The trace is linear, so this equals
-    `chain(ew(), optax.trace(μ))`, which costs one backward pass and one copy: what individual optimizers change lies in
-    nonlinear ones such as `adatask`. It is the control that shows this. The default is the usual momentum.
+    from the same parameters, and the steps are summed. The trace is linear, so this equals `chain(ew(),
+    optax.trace(μ))`, which costs one backward pass and one copy: what individual optimizers change lies in nonlinear
+    ones such as `adatask`. It is the control that shows this. The default is the usual momentum. Elich et al. have
+    published no code.
 
     d is a direction: follow it with `optax.sgd(learning_rate)`. A task's own parameters get that task's trace. A zero
     gradient lets its trace decay; if all have been zero, d = 0.

@@ -21,8 +21,9 @@ def pcgrad(
     p_i starts as g_i and g_j stays the original gradient; d = Σ_i p_i. With two tasks d never conflicts; with three or
     more it can. Cost: K backward passes and a K x K recursion on the Gramian.
 
-    Zero gradients neither project nor are projected. As in the paper each task draws its own order and skips itself;
-    the official code and several others share one order and project a gradient on itself too, and some return the mean.
+    Shuffling, the default, is the paper's. Zero gradients neither project nor are projected. As in the paper each task
+    draws its own order and skips itself; the official code and several others share one order and project a gradient on
+    itself too, and some return the mean.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[1.0, 0.0], [-1.0, 1.0]])

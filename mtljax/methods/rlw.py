@@ -21,9 +21,9 @@ def rlw(
     (Dirichlet with all parameters 1), independent from update to update. Every task has the mean weight 1/K. Cost: one
     backward pass, and the losses are not needed.
 
-    The weights are positive and sum to 1, as in the paper; so the expected update is the mean of the gradients, and
-    K times smaller than that of `ew`. With one task the weight is 1. They are drawn in float32, so that a seed gives
-    the same in 64-bit mode.
+    The weights are positive and sum to 1, as in the paper and in its authors' code, LibMTL; so the expected update is
+    the mean of the gradients, and K times smaller than that of `ew`. With one task the weight is 1. They are drawn in
+    float32, so that a seed gives the same in 64-bit mode.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> tx = mtl.rlw(num_tasks=3)

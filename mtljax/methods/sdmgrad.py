@@ -8,8 +8,9 @@ import optax
 from jax import lax
 
 from mtljax.gradients import CrossGramian
-from mtljax.methods._base import Scalar, check, weighting
-from mtljax.methods.modo import project_simplex
+from mtljax.methods._base import weighting
+from mtljax.methods._checks import Scalar, check
+from mtljax.methods._simplex import project_simplex
 
 
 def sdmgrad(
@@ -31,15 +32,15 @@ def sdmgrad(
     Rows of G_1 and G_2 are the task gradients g_k and g'_k on two independent batches, and d combines those on a third;
     dividing by s² takes the scale out. Cost: 3K backward passes and a K x K recursion.
 
-    Pass `update` a tuple of three gradients. With two, the second is combined; with one it is used in all three
-    places: K backward passes, and a biased estimate. λ = 0.3 is LibMTL's and that of the official NYUv2 runs (its class
+    Pass `update` a tuple of three gradients. With two, the second is combined; with one it is used in all three places:
+    K backward passes, and a biased estimate. λ = 0.3 is LibMTL's and that of the official NYUv2 runs (its class
     defaults to 0.6); η = 5 is LibMTL's, the official code has 10; μ and the 20 steps are those of both. With η this
     long the steps bounce between faces of the simplex instead of converging: the map expands, and a change of the
     gradients by one part in 1e12 was seen to move d by up to 3e7 times as much (2e3 at the median of conflicting
-    gradients, K = 20). So float32, however computed, gives d to a few percent, at worst to its own length, and float64
-    to 1e-8; a shorter η with more steps approaches the minimiser, and keeps rounding small. Both codes start the steps
-    from the weights of the update before, here they start from 1/K: nothing is remembered. Official code multiplies d
-    by K.
+    gradients, K = 20). So float32, however computed, gives d to a few percent, at worst to 1.7 times its own length,
+    and float64 to 1e-8; a shorter η with more steps approaches the minimiser, and keeps rounding small. Both codes
+    start the steps from the weights of the update before, here they start from 1/K: nothing is remembered. Official
+    code multiplies d by K.
 
     Tasks with a zero gradient on either of the first two batches get w_k = 0 instead of stopping the others; they still
     count in the mean. s is kept above ε times the mean norm. If all gradients are zero, d = 0.

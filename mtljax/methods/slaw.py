@@ -36,8 +36,9 @@ def slaw(decay: Scalar = 0.99, *, num_tasks: int | None = None) -> optax.Gradien
     difference above, which float32 loses to rounding once a mean is some thousand times its deviation.
 
     A loss that has not changed at all (s_k = 0, so every loss at the first update) keeps the weight 1, and the others
-    share what is left of K by the rule. The official code puts 1e-5 in place of smaller deviations: such a task there
-    takes nearly all the weight, and the unit of the losses matters. A loss that is infinite or NaN counts as the mean.
+    share what is left of K by the rule. The default decay is the official code's, which puts 1e-5 in place of smaller
+    deviations: such a task there takes nearly all the weight, and the unit of the losses matters. A loss that is
+    infinite or NaN counts as the mean.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> tx = mtl.slaw(num_tasks=2)

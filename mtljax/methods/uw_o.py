@@ -15,7 +15,7 @@ def uw_o(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraAr
     Uncertainty weighting minimises L_k / σ_k + log σ_k over the scale σ_k as well; its minimum is at σ_k = L_k. With
     that value put in as a constant, d = Σ_k ∇L_k / L_k, so w_k = 1 / L_k. Cost: one backward pass. The weights are
     those of `si`, which comes to them from the logarithms of the losses: the two are one rule. Unlike `uw` it has no
-    learning rate, no delay and no factor 1/2.
+    learning rate, no delay and no factor 1/2. There is nothing to set, and no code of the paper to differ from.
 
     The losses must be positive. A task whose loss is zero, negative, infinite or NaN gets the weight 0, which leaves it
     out of this update; weights above the square root of the dtype's largest number (1.8e19 in float32) are cut to it,

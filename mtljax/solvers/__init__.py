@@ -10,7 +10,7 @@ One file a problem: `quadratic` (MGDA, UPGrad, DualProj), `cagrad`, `fairness` (
 (Aligned-MTL).
 """
 
-from mtljax.solvers._linear import finite, unit_solve
+from mtljax.solvers._linear import finite, normalised, unit_solve
 from mtljax.solvers.cagrad import cagrad_combination, cagrad_weights
 from mtljax.solvers.fairness import fairness_weights
 from mtljax.solvers.quadratic import dual_cone_weights, min_norm_weights, nonnegative_qp, upgrad_weights
@@ -25,6 +25,7 @@ __all__ = [
     "finite",
     "min_norm_weights",
     "nonnegative_qp",
+    "normalised",
     "unit_solve",
     "upgrad_weights",
 ]

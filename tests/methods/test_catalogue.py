@@ -40,15 +40,9 @@ SAYS = {
     "whose defaults": r"[Nn]othing (else )?to set|[Dd]efault|(code|LibMTL|Adam)'s|(is that|are those) of|the paper",
     "differences": r"[Cc]ode\b|LibMTL|TorchJD|reimplementations|[Dd]ifference",
 }
-# Rules so plain that every code has the same, and switches that speak for themselves.
-EXEMPT = {
-    "whose defaults": {"bmtl", "emtl", "ew", "pcgrad", "scalarization", "slaw", "uw_o"},
-    "differences": {"adatask", "ew", "mtl_io", "rlw", "scalarization", "si", "uw_o"},
-}
 
 
 @pytest.mark.parametrize("name", mtl.methods.names())
 def test_every_method_names_its_paper_cost_defaults_and_differences(name):
     doc = " ".join(inspect.getdoc(mtl.methods.describe(name).build).split(">>>")[0].split())
-    lacking = {part for part, words in SAYS.items() if not re.search(words, doc)}
-    assert not {part for part in lacking if name not in EXEMPT.get(part, ())}
+    assert not {part for part, words in SAYS.items() if not re.search(words, doc)}
