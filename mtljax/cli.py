@@ -1,6 +1,7 @@
 """The command line: mtljax train | evaluate | ablate | report | methods."""
 
 import argparse
+import contextlib
 import inspect
 import logging
 import os
@@ -8,7 +9,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +35,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     _quiet_backends()
     from mtljax.training import NonFiniteLossError
+    from mtljax.training.processes import StoppedElsewhereError
 
     try:
         return options.run(options, overrides)
     except (ValueError, FileNotFoundError) as error:
         return _fail(error, 2)
-    except (NonFiniteLossError, OSError) as error:
+    except (NonFiniteLossError, StoppedElsewhereError, OSError) as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
         return _fail("interrupted", _INTERRUPTED["SIGINT"])
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> int:
+    from mtljax.training import processes
     from mtljax.training.config import TrainConfig, load_config, override
-    from mtljax.training.loop import train
+    from mtljax.training.loop import Progress, train
     from mtljax.training.progress import bar
 
     config = load_config(options.config)
@@ -56,13 +59,19 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         raise ValueError(f"{options.config} returns a {type(config).__name__}; mtljax train needs a TrainConfig")
     config = override(config, overrides)
     workdir = Path(options.workdir or f"runs/{config.name}-{config.method.name}-seed{config.seed}")
-    with bar(f"{config.name} {config.method.name}") as progress:
-        result = train(config, workdir=workdir, resume=options.resume, progress=progress)
+    several = _distributed_flags(options)
+    again = shlex.join(["mtljax", "train", options.config, "--workdir", str(workdir), "--resume", *several, *overrides])
+    how = f"continue with: {again}" if config.checkpoints else "it kept no checkpoints"
+    with _several_processes(options, f"the run in {workdir} lost another of its processes and cannot go on alone; {how}"):
+        shown = bar(f"{config.name} {config.method.name}") if processes.is_main() else contextlib.nullcontext(Progress())
+        with shown as progress, _engine_line(config.method.name, progress.line):
+            result = train(config, workdir=workdir, resume=options.resume, progress=progress)
     if result.interrupted:
-        again = shlex.join(["mtljax", "train", options.config, "--workdir", str(workdir), "--resume", *overrides])
-        how = f"continue with: {again}" if config.checkpoints else "it kept no checkpoints"
-        print(f"{result.interrupted}: stopped at step {result.steps} of {workdir}; {how}", file=sys.stderr)
+        if processes.is_main():
+            print(f"{result.interrupted}: stopped at step {result.steps} of {workdir}; {how}", file=sys.stderr)
         return _INTERRUPTED[result.interrupted]
+    if not processes.is_main():
+        return 0
     console = Console()
     console.print(_metrics_table({"validation": result.validation, "test": result.test}))
     console.print(
@@ -72,6 +81,69 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         soft_wrap=True,
     )
     return 0
+
+
+def _distributed_flags(options: argparse.Namespace) -> list[str]:
+    """The options with which every process of a run is started."""
+    if options.distributed is None:
+        return []
+    flags = ["--distributed" + (f"={options.distributed}" if options.distributed else "")]
+    if options.num_processes is not None:
+        flags.append(f"--num_processes={options.num_processes}")
+    if options.process_id is not None:
+        flags.append(f"--process_id={options.process_id}")
+    return flags
+
+
+@contextlib.contextmanager
+def _several_processes(options: argparse.Namespace, lost: str) -> Iterator[None]:
+    """Joins the other processes, if there are any; when one is lost, this one ends with a sentence."""
+    import jax
+
+    from mtljax.training import processes
+
+    if options.distributed is None:
+        if options.num_processes is not None or options.process_id is not None:
+            raise ValueError("--num_processes and --process_id go with --distributed=HOST:PORT")
+        yield
+        return
+    processes.join(options.distributed or None, options.num_processes, options.process_id)
+    sentence = f"mtljax: process {processes.index()}: {lost}"
+    processes.say_before_abort(sentence)
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):  # memory, not a neighbour
+            raise
+        processes.leave(f"{sentence} ({str(error).splitlines()[0]})")
+
+
+@contextlib.contextmanager
+def _engine_line(method: str, line: Callable[[str], None]) -> Iterator[None]:
+    """Shows, once, how the step computes the gradients of a method that needs one a task."""
+    from mtljax import methods
+
+    said: set[str] = set()
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = record.getMessage()
+            if text not in said:
+                said.add(text)
+                line(text)
+
+    log, handler = logging.getLogger("mtljax"), Lines()
+    if methods.describe(method).needs not in ("gramian", "jacobian"):
+        yield
+        return
+    level = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -182,6 +254,16 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", metavar="CONFIG", help="Python file with get_config()")
     train.add_argument("--workdir", help="directory of log, config and checkpoints (default: runs/NAME-METHOD-seedN)")
     train.add_argument("--resume", action="store_true", help="continue from the last checkpoint, bit for bit")
+    train.add_argument(
+        "--distributed",
+        nargs="?",
+        const="",
+        metavar="HOST:PORT",
+        help="train with other processes, each started with the same command: alone on a TPU pod or under SLURM, "
+        "elsewhere with the address of the first process and the next two options",
+    )
+    train.add_argument("--num_processes", type=int, metavar="N", help="how many processes train together")
+    train.add_argument("--process_id", type=int, metavar="I", help="which of them this is, from 0")
     train.set_defaults(takes_overrides=True)
 
     evaluate = command(
@@ -223,7 +305,10 @@ def _metrics_table(splits: dict[str, dict[str, dict[str, float]]]) -> Table:
 
 
 def _fail(message: object, status: int) -> int:
-    print(f"mtljax: {message}", file=sys.stderr)
+    from mtljax.training import processes
+
+    which = f"process {processes.index()}: " if processes.joined() else ""
+    print(f"mtljax: {which}{message}", file=sys.stderr)
     return status
 
 

@@ -10,6 +10,7 @@ from jax import lax
 
 from mtljax.gradients import PyTree, TaskGradients, loss_vector
 from mtljax.methods._checks import Scalar, is_concrete, static_int
+from mtljax.methods._losses import present_tasks, waiting
 
 Needs: TypeAlias = Literal["nothing", "losses", "gramian"]
 
@@ -22,23 +23,27 @@ class MethodState(NamedTuple):
       weights: (K,) weights of the last update, None when the method was built without `num_tasks`.
       key: uint32 PRNG key, None for deterministic methods.
       memory: the method's own NamedTuple of moving averages and the like, or None.
+      seen: (K,) int32, updates of that memory in which the task had a label; None where there is no memory.
     """
 
     step: jax.Array
     weights: jax.Array | None
     key: jax.Array | None
     memory: Any = None
+    seen: jax.Array | None = None
 
 
-# A weighting rule, `weigh(memory, *, gramian, cross, losses, losses_after, num_tasks, key, step) -> (weights, memory)`:
-# a pure function that returns the (K,) weights and its new memory. What it did not declare to need is None; rules
-# swallow the rest with **_.
+# A weighting rule, `weigh(memory, *, gramian, cross, losses, losses_after, num_tasks, key, step, seen, present) ->
+# (weights, memory)`: a pure function that returns the (K,) weights and its new memory. What it did not declare to need
+# is None; rules swallow the rest with **_.
 Weigh: TypeAlias = Callable[..., tuple[jax.Array, Any]]
 
-# A rule on the Jacobian itself, `rule(memory, *, grads, losses, params, key, step) -> (gradient, weights, memory)`.
+# A rule on the Jacobian itself,
+# `rule(memory, *, grads, losses, params, key, step, seen, present) -> (gradient, weights, memory)`.
 JacobianRule: TypeAlias = Callable[..., tuple[PyTree, jax.Array, Any]]
 
-# `init_memory(num_tasks, params) -> memory`, a NamedTuple of arrays whose shapes and dtypes never change.
+# `init_memory(num_tasks, params) -> memory`, a NamedTuple of arrays whose shapes and dtypes never change: scalars, or
+# with a leading task axis. The rows of a task without a label stay as they are.
 InitMemory: TypeAlias = Callable[[int, PyTree], Any]
 
 
@@ -54,6 +59,7 @@ def weighting(
     task_names: tuple[str, ...] | None = None,
     update_every: int | None = None,
     init_memory: InitMemory | None = None,
+    waits: bool = True,
     batches: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Lifts a weighting rule to an optax transformation of task gradients.
@@ -70,6 +76,7 @@ def weighting(
       task_names: sorted names the rule's hyperparameters were given by, checked against the gradients.
       update_every: solve every n updates and reuse the weights in between, for one backward pass there.
       init_memory: what the rule remembers at the start, None for a rule without memory.
+      waits: whether the rows of an absent task in the memory stay as they are whatever the rule returns.
       batches: whether `update` takes a tuple of gradients on independent batches: the rule then gets `cross`, the
         `CrossGramian` of the first two, and the last are combined. One or two are reused for what is missing.
 
@@ -99,19 +106,25 @@ def weighting(
         key, subkey = (None, None) if state.key is None else jax.random.split(state.key)
         if needs == "gramian":
             grads = [each.materialize() if batches else each.with_gramian() for each in grads]
-        last = grads[-1]
+        last, losses = grads[-1], _losses(grads[-1])
+        gramian = grads[0].scaled_gramian() if needs == "gramian" and not batches else None
+        cross = grads[0].cross_gramian(grads[min(1, len(grads) - 1)]) if batches else None
+        norms = gramian.norms if gramian else jnp.minimum(cross.left, cross.right) if cross else None
+        present = present_tasks(last.num_tasks, losses, norms)
         weights, memory = weigh(
             state.memory,
-            gramian=grads[0].scaled_gramian() if needs == "gramian" and not batches else None,
-            cross=grads[0].cross_gramian(grads[min(1, len(grads) - 1)]) if batches else None,
-            losses=_losses(last),
+            gramian=gramian,
+            cross=cross,
+            losses=losses,
             losses_after=losses_after,
             num_tasks=last.num_tasks,
             key=subkey,
             step=state.step,
+            seen=state.seen,
+            present=present,
         )
         gradient = last.combine(weights, scale_own=own_scale(state.memory))
-        return gradient, _advanced(state, weights, key, memory)
+        return gradient, _advanced(state, weights, key, memory, present, waits)
 
     def reuse_fn(
         grads: Sequence[TaskGradients], state: MethodState, losses_after: jax.Array | None
@@ -194,10 +207,19 @@ def jacobian_method(
         _check_tasks(name, grads, state, reads_losses, task_names)
         key, subkey = (None, None) if state.key is None else jax.random.split(state.key)
         grads = grads.materialize()
+        losses = _losses(grads)
+        present = present_tasks(grads.num_tasks, losses, row_peaks(grads.jacobian(), grads.num_tasks))
         gradient, weights, memory = rule(
-            state.memory, grads=grads, losses=_losses(grads), params=params, key=subkey, step=state.step
+            state.memory,
+            grads=grads,
+            losses=losses,
+            params=params,
+            key=subkey,
+            step=state.step,
+            seen=state.seen,
+            present=present,
         )
-        return gradient, _advanced(state, weights, key, memory)
+        return gradient, _advanced(state, weights, key, memory, present)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -211,22 +233,27 @@ def _initializer(
         raise ValueError(f"{name} remembers something of every task; pass num_tasks=K")
 
     def init_fn(params: PyTree) -> Any:
-        weights, memory = None, None
+        weights, memory, seen = None, None, None
         if num_tasks is not None:
             count = static_int(num_tasks, name, "num_tasks")
             weights = jnp.ones(count, state_dtype(params))
-            memory = None if init_memory is None else init_memory(count, params)
+            if init_memory is not None:
+                memory, seen = init_memory(count, params), jnp.zeros(count, jnp.int32)
         key = None if seed is None else jax.random.PRNGKey(seed)
-        return MethodState(step=jnp.zeros((), jnp.int32), weights=weights, key=key, memory=memory)
+        return MethodState(step=jnp.zeros((), jnp.int32), weights=weights, key=key, memory=memory, seen=seen)
 
     return init_fn
 
 
-def _advanced(state: MethodState, weights: jax.Array, key: jax.Array | None, memory: Any) -> MethodState:
+def _advanced(
+    state: MethodState, weights: jax.Array, key: jax.Array | None, memory: Any, present: jax.Array, waits: bool = True
+) -> MethodState:
     """The state after an update, in the dtypes it had."""
     kept = None if state.weights is None else weights.astype(state.weights.dtype)
     memory = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), memory, state.memory)
-    return MethodState(state.step + 1, kept, key, memory)
+    memory = waiting(present, memory, state.memory) if waits else memory
+    seen = None if state.seen is None else state.seen + present
+    return MethodState(state.step + 1, kept, key, memory, seen)
 
 
 def _check_tasks(
@@ -253,6 +280,12 @@ def _losses(grads: TaskGradients) -> jax.Array | None:
     if grads.losses is None:
         return None
     return lax.stop_gradient(grads.losses.astype(jnp.promote_types(grads.losses.dtype, jnp.float32)))
+
+
+def row_peaks(jacobian: PyTree, num_tasks: int) -> jax.Array:
+    """The largest entry, in size, of each of the K gradients."""
+    leaves = [leaf.reshape(num_tasks, -1) for leaf in jax.tree.leaves(jacobian) if leaf.size]
+    return jnp.stack([jnp.max(jnp.abs(leaf), axis=1) for leaf in leaves]).max(axis=0)
 
 
 def _is_jacobian_of(updates: tuple[Any, ...], params: PyTree | None) -> bool:

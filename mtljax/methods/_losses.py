@@ -1,7 +1,35 @@
-"""What the methods that weigh by the losses have in common: which losses count, how large a weight may be, averages."""
+"""What the rules have in common: which tasks and losses count, how large a weight may be, averages."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from mtljax.solvers import finite
+
+
+def present_tasks(num_tasks: int, losses: jax.Array | None = None, norms: jax.Array | None = None) -> jax.Array:
+    """The (K,) mask of the tasks that have a label in this batch.
+
+    A task without one has a loss of exactly 0 and a zero gradient. Where only one of the two is known, it decides;
+    where neither is, every task counts.
+    """
+    zero = [values == 0 for values in (losses, norms) if values is not None]
+    return ~jnp.stack(zero).all(axis=0) if zero else jnp.ones(num_tasks, bool)
+
+
+def waiting(present: jax.Array, new: Any, old: Any) -> Any:
+    """The new memory, with the rows of the old one for tasks that are not present; scalars are new."""
+
+    def kept(after: Any, before: jax.Array) -> Any:
+        return jnp.where(present.reshape(-1, *(1,) * (before.ndim - 1)), after, before) if before.ndim else after
+
+    return jax.tree.map(kept, new, old)
+
+
+def mean_of_present(weights: jax.Array, present: jax.Array) -> jax.Array:
+    """(K,) weights that are proportional to the mean over all tasks, with that over the present ones in its place."""
+    return finite(weights * (len(weights) / jnp.maximum(jnp.sum(present), 1)))
 
 
 def positive(losses: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -7,6 +7,13 @@ import optax
 from mtljax.methods._checks import Scalar
 
 
+def face(weights: jax.Array, live: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Weights on the simplex, (K,), as those of the live tasks alone, which sum to 1, and what they summed to."""
+    mass = jnp.sum(jnp.where(live, weights, 0))
+    even = live / jnp.maximum(jnp.sum(live), 1)
+    return jnp.where(live, jnp.where(mass > 0, weights / jnp.where(mass > 0, mass, 1), even), 0), mass
+
+
 def project_simplex(values: jax.Array, live: jax.Array | None = None, mass: Scalar = 1.0) -> jax.Array:
     """The nearest point of a simplex.
 

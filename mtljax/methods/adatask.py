@@ -22,7 +22,8 @@ def adatask(
     defaults are Adam's. Written from the papers' formula; not compared with the official code. A task's own parameters
     get the step of that task's Adam, not their gradient.
 
-    Where all gradients have been zero the step is zero, also in single coordinates. Gradients far below ε give steps
+    A task without a label, its whole gradient zero, takes no step, and its moments and their count wait. Where all
+    gradients have been zero the step is zero, also in single coordinates. Gradients far below ε give steps
     near zero, and a coordinate whose square leaves the dtype's range (1e19 in float32) stands still from then on.
 
     >>> import jax.numpy as jnp, mtljax as mtl

@@ -40,7 +40,7 @@ def db_mtl(
     number changes nothing.
 
     A task whose loss is not positive has no log loss: it is left out of that update, its own parameters too, and its
-    average waits. So is a task whose average is zero; if all are, d = 0. Gradients of log losses beyond the dtype's
+    average waits; t counts the updates in which a task has a label. So is a task whose average is zero; if all are, d = 0. Gradients of log losses beyond the dtype's
     range (a gradient of 1e15 at a loss of 1e-30, say) are shortened to fit.
 
     >>> import jax.numpy as jnp, mtljax as mtl
@@ -70,13 +70,13 @@ def db_mtl(
     def init_memory(num_tasks: int, params: PyTree) -> DBMTLMemory:
         return DBMTLMemory(zeros_per_task(num_tasks, params), jnp.ones(num_tasks, state_dtype(params)))
 
-    def rule(memory: DBMTLMemory, *, grads: TaskGradients, losses: jax.Array, step: jax.Array, **_: Any) -> Any:
+    def rule(memory: DBMTLMemory, *, grads: TaskGradients, losses: jax.Array, seen: jax.Array, **_: Any) -> Any:
         dtype = memory.start.dtype
         losses = losses.astype(dtype)
         rows = wide(grads)
         defined = losses > 0
         inverse = jnp.where(defined, _inverse(losses, rows), 0)
-        kept = beta / (step + 1).astype(dtype) ** sigma
+        kept = beta / (seen + 1).astype(dtype) ** sigma
         kept = jnp.where(defined, kept, 1).astype(dtype)  # the average of a task without a log loss waits
 
         def average(b: jax.Array, g: jax.Array) -> jax.Array:

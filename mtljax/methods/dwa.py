@@ -41,7 +41,8 @@ def dwa(
 
     The losses should be positive: the ratio of a negative one grows as it falls. Where the earlier mean is exactly 0,
     r_k is taken as 1; ratios beyond the dtype's range are cut. A loss that is infinite or NaN counts as the mean of its
-    window so far, at the start of a window as that of the one before, and so does not stay in the memory.
+    window so far, at the start of a window as that of the one before, and so does not stay in the memory. A task without
+    a label is left out, K counting the others; its windows count the updates in which it has one.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> tx = mtl.dwa(window=1, num_tasks=2)
@@ -70,14 +71,15 @@ def dwa(
         ones = jnp.ones(num_tasks, state_dtype(params))
         return LossAverages(current=ones, last=ones, before=ones)
 
-    def weigh(memory: LossAverages, *, losses: jax.Array, num_tasks: int, step: jax.Array, **_: Any) -> Any:
-        starts = step % window == 0
+    def weigh(memory: LossAverages, *, losses: jax.Array, seen: jax.Array, present: jax.Array, **_: Any) -> Any:
+        starts = seen % window == 0
         last = jnp.where(starts, memory.current, memory.last)
         before = jnp.where(starts, memory.last, memory.before)
-        ratio = finite(jnp.where(before == 0, 1, last / jnp.where(before == 0, 1, before)))
-        balanced = num_tasks * jax.nn.softmax(finite(ratio / temperature))
-        weights = jnp.where(step < 2 * window, 1, balanced)
+        known = (seen >= 2 * window) & (before != 0)
+        ratio = finite(jnp.where(known, last / jnp.where(known, before, 1), 1))
+        balanced = jnp.sum(present) * jax.nn.softmax(finite(ratio / temperature), where=present)
+        weights = jnp.where(jnp.any(known & present), balanced, present)
         losses = jnp.where(jnp.isfinite(losses), losses, memory.current)
-        return weights, LossAverages(running_mean(memory.current, losses, step % window), last, before)
+        return weights, LossAverages(running_mean(memory.current, losses, seen % window), last, before)
 
     return weighting("dwa", weigh, needs="losses", num_tasks=num_tasks, scale_own=True, init_memory=init_memory)

@@ -47,6 +47,6 @@ def emtl(*, num_tasks: int | None = None, update_every: int | None = None) -> op
         # The ratios normalised, through their logarithms: a loss or a norm may be anywhere in the dtype's range.
         ratios = jnp.log(losses) - jnp.log(jnp.where(live, gramian.norms, 1))
         ratios = jnp.where(live, jnp.exp(ratios - jnp.max(jnp.where(live, ratios, -jnp.inf))), 0)
-        return len(losses) * ratios / jnp.maximum(jnp.sum(ratios), 1), memory
+        return jnp.sum(live) * ratios / jnp.maximum(jnp.sum(ratios), 1), memory
 
     return weighting("emtl", weigh, needs="gramian", num_tasks=num_tasks, reads_losses=True, update_every=update_every)

@@ -41,7 +41,8 @@ def excess_mtl(learning_rate: Scalar = 0.01, *, num_tasks: int | None = None) ->
     accumulated itself, nothing is squared, 0/0 counts as 0, and gradients of 1e-30 weigh as those of 1.
     The weights are kept as logarithms and cannot overflow.
 
-    A task's E(0) is taken where its gradient is first nonzero; until then the exponent is 0. If all gradients are zero,
+    A task's E(0) is taken where its gradient is first nonzero; until then the exponent is 0. A task without a label
+    keeps its weight and lengths, and the others share what is left of K. If all gradients are zero,
     d = 0 and the weights stay. Sums E_k and lengths beyond the dtype's range are cut to its largest number, so that the
     state stays finite for gradients of any size.
 
@@ -71,7 +72,7 @@ def excess_mtl(learning_rate: Scalar = 0.01, *, num_tasks: int | None = None) ->
         zeros = jnp.zeros(num_tasks, state_dtype(params))
         return ExcessMTLMemory(zeros_per_task(num_tasks, params), zeros, zeros)
 
-    def rule(memory: ExcessMTLMemory, *, grads: TaskGradients, **_: Any) -> Any:
+    def rule(memory: ExcessMTLMemory, *, grads: TaskGradients, present: jax.Array, **_: Any) -> Any:
         rows = wide(grads)
         lengths = jax.tree.map(lambda h, g: finite(jnp.hypot(h, g)), memory.lengths, rows)
         excess = sum(
@@ -82,7 +83,7 @@ def excess_mtl(learning_rate: Scalar = 0.01, *, num_tasks: int | None = None) ->
         excess = finite(excess)
         started = memory.initial > 0
         ratio = jnp.where(started, excess / jnp.where(started, memory.initial, 1), 0)
-        log_weights = _normalised(memory.log_weights, learning_rate, ratio)
+        log_weights = _normalised(memory.log_weights, learning_rate, ratio, present)
         initial = jnp.where(started, memory.initial, excess)
         weights = jnp.exp(log_weights)
         return grads.combine(weights, scale_own=True), weights, ExcessMTLMemory(lengths, initial, log_weights)
@@ -90,8 +91,13 @@ def excess_mtl(learning_rate: Scalar = 0.01, *, num_tasks: int | None = None) ->
     return jacobian_method("excess_mtl", rule, num_tasks=num_tasks, init_memory=init_memory)
 
 
-def _normalised(log_weights: jax.Array, rate: Scalar, ratio: jax.Array) -> jax.Array:
-    """Logarithm of w exp(rate ratio) scaled to sum K, cut off far beyond where exp is 0 or infinite."""
+def _normalised(log_weights: jax.Array, rate: Scalar, ratio: jax.Array, present: jax.Array) -> jax.Array:
+    """Logarithm of w exp(rate ratio) scaled to sum K, cut off far beyond where exp is 0 or infinite.
+
+    The sum over the present tasks stays what it is where some are not.
+    """
     limit = jnp.finfo(ratio.dtype).max / 8
     moved = log_weights + jnp.minimum(rate * jnp.minimum(ratio, limit), limit)
-    return jnp.maximum(moved - jax.nn.logsumexp(moved) + jnp.log(len(moved)), -limit)
+    total = jnp.where(jnp.all(present), jnp.log(len(moved)), jax.nn.logsumexp(log_weights, where=present))
+    scaled = moved - jax.nn.logsumexp(moved, where=present) + total
+    return jnp.where(present, jnp.maximum(scaled, -limit), log_weights)

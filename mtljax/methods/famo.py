@@ -11,7 +11,7 @@ import optax
 from mtljax.gradients import PyTree
 from mtljax.methods._base import state_dtype, weighting
 from mtljax.methods._checks import Scalar, by_task, check
-from mtljax.methods._losses import positive
+from mtljax.methods._losses import positive, waiting
 
 
 class FamoMemory(NamedTuple):
@@ -52,8 +52,9 @@ def famo(
     copies of the official code default to 1e-5 and 1e-2. Their `max_norm` = 1 is clipping and has its own place in the
     chain, `optax.chain(mtl.famo(num_tasks=2), optax.clip_by_global_norm(1.0), ...)`. They add 1e-8 to every D.
 
-    A task at or below its minimum, or with an infinite or NaN loss, gets the weight 0, and its log D - log D' counts as
-    0; with no task left, d = 0. With 1e-8 added, a task at its minimum would get nearly all the weight, and a task
+    A task without a label, at or below its minimum, or with an infinite or NaN loss gets the weight 0; where D or D' of
+    an update is such, the task's logit and what Adam keeps of it wait, but for Adam's count of steps, and the shares of
+    the others sum to 1. With no task left, d = 0. With 1e-8 added, a task at its minimum would get nearly all the weight, and a task
     below it NaN.
 
     >>> import jax.numpy as jnp, mtljax as mtl
@@ -102,27 +103,38 @@ def famo(
         """The (K,) D, and the mask of those that are positive and finite."""
         return positive(losses - jnp.asarray(minima, losses.dtype))
 
-    def learn(memory: FamoMemory, after: jax.Array) -> tuple[Any, Any]:
+    def learn(memory: FamoMemory, after: jax.Array, counts: jax.Array) -> tuple[Any, Any]:
         """The logits and the optimizer after one step on the improvement of the last update."""
         old, were_live = positive(memory.gaps)
         new, are_live = gaps(after)
-        progress = jnp.where(were_live & are_live, jnp.log(old) - jnp.log(new), 0)
-        shares = jax.nn.softmax(memory.logits)
+        are_live &= counts
+        learns = were_live & are_live
+        progress = jnp.where(learns, jnp.log(old) - jnp.log(new), 0)
+        shares = jax.nn.softmax(memory.logits, where=learns)
         gradient = shares * (progress - jnp.sum(shares * progress))
         updates, opt_state = learner.update(gradient, memory.opt_state, memory.logits)
-        return optax.apply_updates(memory.logits, updates), opt_state
+        learned = optax.apply_updates(memory.logits, updates), opt_state
+        return waiting(learns, learned, (memory.logits, memory.opt_state))
 
     def weigh(
-        memory: FamoMemory, *, losses: jax.Array, losses_after: jax.Array | None, step: jax.Array, **_: Any
+        memory: FamoMemory,
+        *,
+        losses: jax.Array,
+        losses_after: jax.Array | None,
+        step: jax.Array,
+        present: jax.Array,
+        **_: Any,
     ) -> Any:
         losses = losses.astype(memory.gaps.dtype)
         after = losses if losses_after is None else losses_after
-        learned = learn(memory, after.astype(memory.gaps.dtype))
+        # The losses after are those of the batch before, where other tasks may have had a label.
+        learned = learn(memory, after.astype(memory.gaps.dtype), present if losses_after is None else after != 0)
         # At the first update there is no improvement to learn from.
         logits, opt_state = jax.tree.map(
             lambda new, old: jnp.where(step > 0, new, old), learned, (memory.logits, memory.opt_state)
         )
         current, live = gaps(losses)
+        live &= present
         weights = jax.nn.softmax(logits - jnp.log(current), where=live)
         return jnp.where(live, weights, 0), FamoMemory(logits, opt_state, jnp.where(live, current, 0))
 
@@ -134,4 +146,5 @@ def famo(
         scale_own=True,
         task_names=names,
         init_memory=init_memory,
+        waits=False,
     )

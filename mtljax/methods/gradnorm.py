@@ -9,7 +9,7 @@ import optax
 from mtljax.gradients import Gramian, PyTree
 from mtljax.methods._base import state_dtype, weighting
 from mtljax.methods._checks import Scalar, check
-from mtljax.methods._losses import positive
+from mtljax.methods._losses import positive, waiting
 from mtljax.solvers import finite, normalised
 
 
@@ -50,8 +50,8 @@ def gradnorm(
     leaves w = 1 in the first epoch and takes that epoch's mean loss for L_k(0), which here is the first positive loss
     the task has shown.
 
-    A task with a zero gradient, or a loss that is not positive and finite, counts in no mean and its weight is not
-    learned from this update.
+    A task with a zero gradient, or a loss that is not positive and finite, counts in no mean. Its weight and
+    what Adam keeps of it wait, but for Adam's count of steps, and the others share what is left of K.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[2.0, 0.0], [0.0, 1.0]])
@@ -93,10 +93,14 @@ def gradnorm(
         weighted = weights * lengths
         targets = jnp.sum(weighted) / count * finite(rates**alpha)
         slope = jnp.where(live, jnp.sign(weighted - targets) * lengths, 0).astype(weights.dtype)
-        step, opt_state = learner.update(slope, memory.opt_state, weights)
+        step, opt_state = waiting(
+            live, learner.update(slope, memory.opt_state, weights), (jnp.zeros_like(weights), memory.opt_state)
+        )
         moved: Any = optax.apply_updates(weights, step)
         learned = jnp.maximum(moved, weights / 2)
-        learned = num_tasks * learned / jnp.sum(learned)
+        # The weights sum to K; those that are not learned keep theirs.
+        total = jnp.where(jnp.all(live), num_tasks, jnp.sum(weights, where=live))
+        learned = jnp.where(live, learned * (total / jnp.sum(learned, where=live, initial=0)), weights)
         return weights, LearnedWeights(learned, initial, opt_state)
 
     def init_memory(num_tasks: int, params: PyTree) -> LearnedWeights:

@@ -10,8 +10,8 @@ from jax import lax
 from mtljax.gradients import Gramian, PyTree, TaskGradients
 from mtljax.methods._base import jacobian_method, state_dtype
 from mtljax.methods._checks import Scalar, check
-from mtljax.methods._jacobian import cast_like, replace_shared, wide, zeros_per_task
-from mtljax.methods._simplex import project_simplex
+from mtljax.methods._jacobian import cast_like, per_row, replace_shared, wide, zeros_per_task
+from mtljax.methods._simplex import face, project_simplex
 from mtljax.solvers import normalised
 
 
@@ -49,8 +49,9 @@ def moco(
     projection of y on a ball of known radius, which its proof uses, is left out. The step of λ grows with the square of
     the gradients, so unlike MGDA this depends on their scale: γ is to be tuned with it.
 
-    A task that has not had a gradient yet keeps its λ (a zero gradient would otherwise draw all weight and stop the
-    others); if no task has, d = 0. Steps of λ beyond the range of the dtype are cut off there.
+    A task without a label in the batch is left out: its average and its λ wait, and the λ of the others count as shares
+    of what they sum to (a zero gradient would otherwise draw all weight and stop the others). In β_t, t counts the
+    updates in which the task has a label. With no task left, d = 0. Steps of λ beyond the range of the dtype are cut off there.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[2.0, 0.0], [0.0, 1.0]])
@@ -83,24 +84,28 @@ def moco(
         uniform = jnp.full(num_tasks, 1 / num_tasks, state_dtype(params))
         return MoCoMemory(zeros_per_task(num_tasks, params), uniform)
 
-    def rule(memory: MoCoMemory, *, grads: TaskGradients, step: jax.Array, **_: Any) -> Any:
+    def rule(memory: MoCoMemory, *, grads: TaskGradients, step: jax.Array, seen: jax.Array, present: jax.Array, **_: Any) -> Any:
         time = (step + 1).astype(memory.weights.dtype)
-        rate = beta / time**beta_decay
-        tracked = jax.tree.map(lambda y, g: ((1 - rate) * y + rate * g).astype(y.dtype), memory.tracked, wide(grads))
+        rate = (beta / (seen + 1).astype(time.dtype) ** beta_decay).astype(time.dtype)
+        tracked = jax.tree.map(
+            lambda y, g: per_row(1 - rate, y) * y + per_row(rate, y) * g, memory.tracked, wide(grads)
+        )
         averaged = replace_shared(grads, tracked)
-        weights = _stepped(memory.weights, averaged.scaled_gramian(), gamma / time**gamma_decay, rho)
-        return cast_like(averaged.combine(weights), grads), weights, MoCoMemory(tracked, weights)
+        gramian = averaged.scaled_gramian()
+        live = present & (gramian.norms > 0)
+        weights, mass = face(memory.weights, live)
+        weights = _stepped(weights, live, gramian, gamma / time**gamma_decay, rho)
+        kept = jnp.where(live, mass * weights, memory.weights)
+        return cast_like(averaged.combine(weights), grads), weights, MoCoMemory(tracked, kept)
 
     return jacobian_method("moco", rule, num_tasks=num_tasks, init_memory=init_memory)
 
 
-def _stepped(weights: jax.Array, gramian: Gramian, rate: Scalar, rho: Scalar) -> jax.Array:
-    """Π(λ - γ (Y Yᵀ + ρ I) λ) over the tasks with a gradient; the others keep their λ."""
-    live = gramian.norms > 0
-    relative, longest = normalised(gramian.norms)
+def _stepped(weights: jax.Array, live: jax.Array, gramian: Gramian, rate: Scalar, rho: Scalar) -> jax.Array:
+    """Π(λ - γ (Y Yᵀ + ρ I) λ) over the live tasks, on whose simplex λ lies; 0 for the others."""
+    relative, longest = normalised(jnp.where(live, gramian.norms, 0))
     pull = relative * jnp.matmul(gramian.cosines, relative * weights, precision=lax.Precision.HIGHEST)
     # Nothing overflows: the entries of `pull` are at most 1 in size.
     size = jnp.minimum(rate * longest * longest, jnp.finfo(weights.dtype).max / 4)
     moved = (1 - rate * rho) * weights - size * pull
-    mass = jnp.maximum(1 - jnp.where(live, 0, weights).sum(), 0)
-    return jnp.where(live, project_simplex(moved, live, jnp.where(live.any(), mass, 1)), weights)
+    return jnp.where(live, project_simplex(moved, live), 0)

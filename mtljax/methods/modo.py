@@ -10,7 +10,7 @@ from jax import lax
 from mtljax.gradients import CrossGramian, PyTree
 from mtljax.methods._base import state_dtype, weighting
 from mtljax.methods._checks import Scalar, check
-from mtljax.methods._simplex import project_simplex
+from mtljax.methods._simplex import face, project_simplex
 from mtljax.solvers import normalised
 
 
@@ -38,7 +38,8 @@ def modo(
     draws two batches and combines the sum of both. γ has the unit of an inverse squared gradient, so the scale of the
     losses matters. LibMTL averages the gradients of the heads over the batches; here they come from the last.
 
-    If all gradients are zero, d = 0 and λ moves towards 1/K. Where the products leave the dtype's range, the step is as
+    A task with a zero gradient on the first or second batch, without a label there, say, is left out: its λ waits, and
+    those of the others count as shares of what they sum to. With no task left, d = 0. Where the products leave the dtype's range, the step is as
     long as it can be and λ ends in a corner or a face of the simplex.
 
     >>> import jax.numpy as jnp, mtljax as mtl
@@ -65,15 +66,16 @@ def modo(
     check(lambda: bool(0 <= rho < jnp.inf), rho, "modo: rho must be >= 0 and finite")
 
     def weigh(memory: Simplex, *, cross: CrossGramian, **_: Any) -> Any:
-        old = memory.weights.astype(cross.cosines.dtype)
-        left, left_size = normalised(cross.left)
-        right, right_size = normalised(cross.right)
+        live = (cross.left > 0) & (cross.right > 0)
+        old, mass = face(memory.weights.astype(cross.cosines.dtype), live)
+        left, left_size = normalised(jnp.where(live, cross.left, 0))
+        right, right_size = normalised(jnp.where(live, cross.right, 0))
         slope = left * jnp.matmul(cross.cosines, right * old, precision=lax.Precision.HIGHEST)
         # γ ‖g‖² may overflow; from a quarter of the range on, a longer step changes nothing.
         limit = jnp.finfo(old.dtype).max / 4
         step = jnp.minimum(gamma * left_size * right_size, limit / len(old))
-        new = project_simplex(old - step * slope - jnp.minimum(gamma * rho, limit) * old)
-        return new, Simplex(new)
+        new = project_simplex(old - step * slope - jnp.minimum(gamma * rho, limit) * old, live)
+        return new, Simplex(jnp.where(live, mass * new, memory.weights))
 
     def init_memory(num_tasks: int, params: PyTree) -> Simplex:
         return Simplex(jnp.full(num_tasks, 1 / num_tasks, state_dtype(params)))

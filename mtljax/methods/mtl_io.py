@@ -18,8 +18,9 @@ def mtl_io(momentum: Scalar = 0.9, *, num_tasks: int | None = None) -> optax.Gra
     ones such as `adatask`. It is the control that shows this. The default is the usual momentum. Elich et al. have
     published no code.
 
-    d is a direction: follow it with `optax.sgd(learning_rate)`. A task's own parameters get that task's trace. A zero
-    gradient lets its trace decay; if all have been zero, d = 0.
+    d is a direction: follow it with `optax.sgd(learning_rate)`. A task's own parameters get that task's trace. A task
+    without a label, its gradient zero, takes no step and its trace waits, so with missing labels the two differ; if all
+    gradients have been zero, d = 0.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> tx = mtl.mtl_io(0.5, num_tasks=2)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree, TaskGradients
-from mtljax.methods._base import as_task_gradients
+from mtljax.methods._base import as_task_gradients, row_peaks
+from mtljax.methods._losses import present_tasks, waiting
 
 
 def per_task(transformation: optax.GradientTransformation, num_tasks: int) -> optax.GradientTransformationExtraArgs:
@@ -16,7 +17,7 @@ def per_task(transformation: optax.GradientTransformation, num_tasks: int) -> op
     It goes before a method: `optax.chain(per_task(optax.scale_by_adam(), K), ew(), optax.scale(-lr))` keeps one Adam a
     task and sums the steps (AdaTask; Elich et al., arXiv:2311.04698, Sec. 4.1), and
     `per_task(optax.clip_by_global_norm(1.0), K)` clips each task's gradient before any method weighs it. Cost: K
-    backward passes and K states.
+    backward passes and K states. A task without a label in the batch takes no step, and its state waits.
 
     >>> import jax.numpy as jnp, optax, mtljax as mtl
     >>> tx = optax.chain(mtl.per_task(optax.scale_by_sign(), num_tasks=2), mtl.ew())
@@ -49,7 +50,10 @@ def per_task(transformation: optax.GradientTransformation, num_tasks: int) -> op
         grads = as_task_gradients(updates, params, losses).materialize()
         if grads.num_tasks != num_tasks:
             raise ValueError(f"per_task: built with num_tasks={num_tasks}, but got the gradients of {grads.num_tasks}")
-        changed, state = jax.vmap(lambda g, s: inner.update(g, s, params, **extra_args))(grads.jacobian(), state)
+        rows = grads.jacobian()
+        present = present_tasks(num_tasks, grads.losses, row_peaks(rows, num_tasks))
+        changed, new_state = jax.vmap(lambda g, s: inner.update(g, s, params, **extra_args))(rows, state)
+        changed, state = waiting(present, (changed, new_state), (jax.tree.map(jnp.zeros_like, changed), state))
         return (grads.map(lambda _: changed) if isinstance(updates, TaskGradients) else changed), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

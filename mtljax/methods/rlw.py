@@ -44,12 +44,12 @@ def rlw(
     """
     check_choice("rlw", "distribution", distribution, DISTRIBUTIONS)
 
-    def weigh(memory: Any, *, num_tasks: int, key: jax.Array, **_: Any) -> Any:
+    def weigh(memory: Any, *, num_tasks: int, key: jax.Array, present: jax.Array, **_: Any) -> Any:
         if distribution == "normal":
             logits = jax.random.normal(key, (num_tasks,), jnp.float32)
         else:
             # Normalised exponential numbers are uniform on the simplex, and their logarithms are Gumbel, negated.
             logits = -jax.random.gumbel(key, (num_tasks,), jnp.float32)
-        return jax.nn.softmax(logits), memory
+        return jax.nn.softmax(logits, where=present), memory
 
     return weighting("rlw", weigh, needs="nothing", num_tasks=num_tasks, scale_own=True, seed=seed)

@@ -39,6 +39,8 @@ def slaw(decay: Scalar = 0.99, *, num_tasks: int | None = None) -> optax.Gradien
     share what is left of K by the rule. The default decay is the official code's, which puts 1e-5 in place of smaller
     deviations: such a task there takes nearly all the weight, and the unit of the losses matters. A loss that is
     infinite or NaN counts as the mean.
+    A task without a label is left out, K counting the others; its moments wait, and count the updates in which it has
+    one.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> tx = mtl.slaw(num_tasks=2)
@@ -65,13 +67,13 @@ def slaw(decay: Scalar = 0.99, *, num_tasks: int | None = None) -> optax.Gradien
         zeros = jnp.zeros(num_tasks, state_dtype(params))
         return LossMoments(mean=zeros, std=zeros)
 
-    def weigh(memory: LossMoments, *, losses: jax.Array, step: jax.Array, **_: Any) -> Any:
-        share = jnp.maximum(1 / (step + 1).astype(losses.dtype), 1 - decay)
+    def weigh(memory: LossMoments, *, losses: jax.Array, seen: jax.Array, present: jax.Array, **_: Any) -> Any:
+        share = jnp.maximum(1 / (seen + 1).astype(losses.dtype), 1 - decay)
         deviation = jnp.where(jnp.isfinite(losses), finite(losses - memory.mean), 0)
         mean = memory.mean + share * deviation
         # hypot, as the square of a deviation may leave the dtype's range.
         std = jnp.hypot(jnp.sqrt(1 - share) * memory.std, jnp.sqrt(share * (1 - share)) * deviation)
-        return _inverse_shares(std), LossMoments(mean, std)
+        return _inverse_shares(jnp.where(present, std, 0)), LossMoments(mean, std)
 
     return weighting("slaw", weigh, needs="losses", num_tasks=num_tasks, scale_own=True, init_memory=init_memory)
 

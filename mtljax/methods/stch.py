@@ -37,8 +37,9 @@ def stch(
     the nadir is the mean of updates 100 to 124, counted from 0. Both add 1e-20 inside the logarithms; this does not.
 
     The losses must be positive. A task whose loss is zero, negative, infinite or NaN gets the weight 0 and is left out
-    of the sum, K staying what it is; in the nadir that loss counts as the mean so far (1 at the start). With no task
-    left, d = 0. Weights above the square root of the dtype's largest number (1.8e19 in float32) are cut to it, so that
+    of the sum, K counting the others; in the nadir that loss counts as the mean so far (1 at the start). A task without
+    a label does not count there either: its windows count the updates in which it has one, and until it has a nadir its
+    rule is that of `si` beside the others. With no task left, d = 0. Weights above the square root of the dtype's largest number (1.8e19 in float32) are cut to it, so that
     d stays finite.
 
     >>> import jax.numpy as jnp, mtljax as mtl
@@ -69,11 +70,12 @@ def stch(
     def init_memory(num_tasks: int, params: PyTree) -> Nadir:
         return Nadir(jnp.ones(num_tasks, state_dtype(params)))
 
-    def weigh(memory: Nadir, *, losses: jax.Array, num_tasks: int, step: jax.Array, **_: Any) -> Any:
+    def weigh(memory: Nadir, *, losses: jax.Array, seen: jax.Array, **_: Any) -> Any:
         losses, live = positive(losses)
-        since = step - warmup * window  # updates since the warm-up
+        since = seen - warmup * window  # updates since the warm-up
+        ready = live & (since >= window)
         ratios = finite((jnp.log(losses) - jnp.log(memory.losses)) / mu)
-        shares = jnp.where(since < window, 1, num_tasks * jax.nn.softmax(ratios, where=live))
+        shares = jnp.where(ready, jnp.sum(ready) * jax.nn.softmax(ratios, where=ready), 1)
         mean = running_mean(memory.losses, jnp.where(live, losses, memory.losses), jnp.maximum(since, 0))
         nadir = jnp.where((since >= 0) & (since < window), mean, memory.losses)
         return loss_weights(shares / losses, live), Nadir(nadir)

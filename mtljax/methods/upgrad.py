@@ -6,6 +6,7 @@ import optax
 
 from mtljax.gradients import Gramian
 from mtljax.methods._base import weighting
+from mtljax.methods._losses import mean_of_present
 from mtljax.solvers import upgrad_weights
 
 
@@ -21,7 +22,7 @@ def upgrad(*, num_tasks: int | None = None, update_every: int | None = None) -> 
     conflict by a little, and returns the mean itself for gradients below an absolute threshold. Here the projections
     are exact at any scale.
 
-    A zero gradient restricts nothing and counts in the mean; if all are zero, d = 0. Where 0 is a combination of the
+    A task with a zero gradient is left out, and K counts the others; if all are zero, d = 0. Where 0 is a combination of the
     gradients with positive weights only, d = 0: the dual cone is orthogonal to them all.
 
     >>> import jax.numpy as jnp, mtljax as mtl
@@ -40,6 +41,6 @@ def upgrad(*, num_tasks: int | None = None, update_every: int | None = None) -> 
     """
 
     def weigh(memory: Any, *, gramian: Gramian, **_: Any) -> Any:
-        return upgrad_weights(gramian.cosines, gramian.norms), memory
+        return mean_of_present(upgrad_weights(gramian.cosines, gramian.norms), gramian.norms > 0), memory
 
     return weighting("upgrad", weigh, needs="gramian", num_tasks=num_tasks, update_every=update_every)

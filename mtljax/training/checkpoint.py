@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from mtljax.training import processes
 from mtljax.training.state import TrainState
 
 PyTree = Any
@@ -34,10 +35,23 @@ def open_checkpoints(workdir: Path, warn: Warn, *, create: bool = True) -> Check
     import orbax.checkpoint as ocp
 
     def manager(name: str) -> Any:
+        directory = (workdir / "checkpoints" / name).resolve()
+        multiprocessing, make = ocp.options.MultiprocessingOptions(), create
+        if not processes.alone():  # only this process is here: orbax must not wait for the others
+            multiprocessing = ocp.options.MultiprocessingOptions(
+                primary_host=0, active_processes={0}, barrier_sync_key_prefix=name
+            )
+            if make:  # orbax makes directories only when all processes do
+                directory.mkdir(parents=True, exist_ok=True)
+                make = False
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=2, create=create, cleanup_tmp_directories=create, enable_async_checkpointing=True
+            max_to_keep=2,
+            create=make,
+            cleanup_tmp_directories=create,
+            enable_async_checkpointing=True,
+            multiprocessing_options=multiprocessing,
         )
-        return ocp.CheckpointManager((workdir / "checkpoints" / name).resolve(), options=options)
+        return ocp.CheckpointManager(directory, options=options)
 
     return Checkpoints(manager("last"), manager("best"), warn)
 
@@ -140,6 +154,8 @@ def _save(manager: Any, step: int, items: dict[str, PyTree], warn: Warn) -> None
         _require_space(Path(manager.directory), items)
         if step in manager.all_steps():  # written before a kill that lost its log record
             manager.delete(step)
+        if not processes.alone():  # orbax takes an array on one process's device for a mistake
+            items = jax.device_get(items)
         saved = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         manager.save(step, args=ocp.args.Composite(**saved), force=True)
 
@@ -170,7 +186,10 @@ def _restore(checkpoints: Checkpoints, manager: Any, item: str, like: PyTree, st
     import orbax.checkpoint as ocp
 
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
+    if processes.alone():
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
+    else:
+        abstract = jax.device_get(like)
     try:
         return manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)}))[item]
     except Exception as error:  # damaged files surface as many types

@@ -1,7 +1,11 @@
-"""The training loop, top to bottom: step, log, evaluate on validation, keep the best, checkpoint, stop."""
+"""The training loop, top to bottom: step, log, evaluate on validation, keep the best, checkpoint, stop.
+
+With several processes all run this loop on equal numbers, and only the first has a workdir.
+"""
 
 import collections
 import contextlib
+import json
 import math
 import signal
 import threading
@@ -16,8 +20,8 @@ import jax.numpy as jnp
 from mtljax import data as data_sets
 from mtljax.data import MultiTaskData
 from mtljax.training import checkpoint as ckpt
-from mtljax.training import parallel
-from mtljax.training.config import TrainConfig
+from mtljax.training import parallel, processes
+from mtljax.training.config import TrainConfig, differences, to_dict
 from mtljax.training.logs import RunLog
 from mtljax.training.program import Program, build_program, data_key, evaluate, init_state, score
 from mtljax.training.state import TrainState, restarted
@@ -111,43 +115,78 @@ def train(
       ValueError: on a bad config or workdir.
       NonFiniteLossError: if a loss becomes NaN or infinite; the last checkpoint stays.
     """
-    progress = progress or Progress()
+    progress = (progress or Progress()) if processes.is_main() else Progress()
+    _require_equal(config)
     data = load_data(config) if data is None else data
     program = build_program(config, data) if program is None else program
-    directory = None if workdir is None else Path(workdir)
     state = init_state(config, data, program)
+    directory = None if workdir is None else Path(workdir)
+    with contextlib.ExitStack() as stack:
+        run = processes.first(lambda: _begin(config, data, program, state, directory, resume, progress, stack))
+        result = _run(config, data, program, _shared(run, state), progress)
+    processes.largest(0)  # no process leaves before the first has written everything
+    return result
+
+
+class _Start(NamedTuple):
+    """Where a run starts, and where it writes."""
+
+    state: TrainState
+    best: _Best | None
+    log: RunLog
+    checkpoints: ckpt.Checkpoints | None
+
+
+def _begin(
+    config: TrainConfig,
+    data: MultiTaskData,
+    program: Program,
+    state: TrainState,
+    directory: Path | None,
+    resume: bool,
+    progress: Progress,
+    stack: contextlib.ExitStack,
+) -> _Start:
+    """Prepares the workdir and restores what is in it; the stack closes log and checkpoints."""
     if directory is not None:
         prepare(directory, config, data.spec, resume=resume)
     checkpoints = None
     if directory is not None and config.checkpoints:
         checkpoints = ckpt.open_checkpoints(directory, progress.line)
-    try:
-        restored = ckpt.restore_last(checkpoints, state) if checkpoints is not None and resume else None
-        if resume and restored is None:
-            progress.line("no checkpoint yet: starting from the beginning")
-        state = state if restored is None else restored
-        until = int(state.step) if resume else None
-        log = RunLog(directory, progress.line, tensorboard=config.tensorboard, until=until)
-        with contextlib.closing(log):
-            return _run(config, data, program, state, log, checkpoints, progress)
-    finally:
-        if checkpoints is not None:
-            ckpt.close(checkpoints)
+        stack.callback(ckpt.close, checkpoints)
+    restored = ckpt.restore_last(checkpoints, state) if checkpoints is not None and resume else None
+    if resume and restored is None:
+        progress.line("no checkpoint yet: starting from the beginning")
+    state = state if restored is None else restored
+    until = int(state.step) if resume else None
+    log = RunLog(directory, progress.line, tensorboard=config.tensorboard, until=until)
+    stack.callback(log.close)
+    return _Start(state, _best_so_far(log, program, state, checkpoints), log, checkpoints)
 
 
-def _run(
-    config: TrainConfig,
-    data: MultiTaskData,
-    program: Program,
-    state: TrainState,
-    log: RunLog,
-    checkpoints: ckpt.Checkpoints | None,
-    progress: Progress,
-) -> Result:
+def _shared(start: _Start | None, state: TrainState) -> _Start:
+    """The first process's start on all, so that no file system need be shared; the others write nothing."""
+    if processes.alone():
+        assert start is not None
+        return start
+    found = None if start is None else (start.log.records, start.best and (start.best.score, start.best.step))
+    records, best = json.loads(processes.text_from_main(json.dumps(found)))
+    if start is None:
+        log = RunLog(None, lambda text: None, tensorboard=False, until=None)
+        log.records.extend(records)
+        start = _Start(state, best and _Best(*best, state.params, state.model_state), log, None)
+    state = processes.from_main(start.state)
+    if start.best is None:
+        return start._replace(state=state)
+    params, model_state = processes.from_main((start.best.params, start.best.model_state))
+    return start._replace(state=state, best=start.best._replace(params=params, model_state=model_state))
+
+
+def _run(config: TrainConfig, data: MultiTaskData, program: Program, begin: _Start, progress: Progress) -> Result:
     devices = program.devices
+    state, best, log, checkpoints = begin
     step, total = int(state.step), config.epochs * program.steps_per_epoch
     every = config.evaluate_every or program.steps_per_epoch
-    best = _best_so_far(log, program, state, checkpoints)
     splits = {name: jax.device_put(data.splits[name], devices.local[0]) for name in ("validation", "test")}
     split = parallel.place(data.splits["train"], devices)
     state = parallel.place(state, devices)
@@ -155,10 +194,15 @@ def _run(
     start = time.perf_counter()
     timer, under_way = _StepTimer(), collections.deque()
     progress.start(step, total)
-    stopped = _stops_early(config, log, program)
+    stopped, stop, together = _stops_early(config, log, program), None, True
+
+    def evaluated(params: PyTree, model_state: PyTree, name: str) -> Metrics:
+        found = evaluate(program.evaluation, params, model_state, splits[name])
+        # One process's numbers for all: what is decided from them must not differ by a rounding error.
+        return jax.tree.map(float, processes.from_main(found))
 
     with _stop_requests() as request:
-        while step < total and not stopped and not request:
+        while step < total and not stopped and (stop := _agreed(request, together)) is None:
             if step // program.steps_per_epoch != epoch:
                 epoch = step // program.steps_per_epoch
                 permutation = parallel.place(program.shuffle(key, epoch), devices)
@@ -171,14 +215,16 @@ def _run(
                 jax.block_until_ready(under_way.popleft())
             progress.step(step)
             evaluating = step % every == 0 or step == total
-            if evaluating or step % config.log_every == 0:
+            together = evaluating or step % config.log_every == 0
+            if together:
                 timer.pause(state)
                 _check_finite(program, state)
                 log.write(_train_record(program, state, metrics, start))
-                state = state._replace(monitor=restarted(state.monitor))
+                monitor = restarted(parallel.fetch(state.monitor, devices))
+                state = state._replace(monitor=parallel.place(jax.device_get(monitor), devices))
             if evaluating:
                 params, model_state = parallel.fetch((state.params, state.model_state), devices)
-                found = evaluate(program.evaluation, params, model_state, splits["validation"])
+                found = evaluated(params, model_state, "validation")
                 log.write(_evaluation_record(program, "validation", step, found, start))
                 _check_evaluation(found, step)
                 value = score(program, found)
@@ -191,7 +237,7 @@ def _run(
                     ckpt.save_last(checkpoints, parallel.fetch(state, devices))
                 stopped = _stops_early(config, log, program)
                 timer.resume()
-        interrupted = request[0] if request and step < total and not stopped else None
+        interrupted = stop if step < total and not stopped else None
 
     if interrupted:
         if checkpoints is not None and step % every:
@@ -204,8 +250,8 @@ def _run(
         ckpt.save_best(checkpoints, best.step, best.params, best.model_state)  # an earlier save of it failed
     validation, test = {}, {}
     if not interrupted:
-        validation = evaluate(program.evaluation, best.params, best.model_state, splits["validation"])
-        test = evaluate(program.evaluation, best.params, best.model_state, splits["test"])
+        validation = evaluated(best.params, best.model_state, "validation")
+        test = evaluated(best.params, best.model_state, "test")
         log.write(_evaluation_record(program, "test", best.step, test, start))
     return Result(
         validation=validation,
@@ -218,6 +264,26 @@ def _run(
         model_state=best.model_state,
         interrupted=interrupted,
     )
+
+
+def _require_equal(config: TrainConfig) -> None:
+    """Processes that were started with different configs would train nonsense together, or wait for ever."""
+    if processes.alone():
+        return
+    own = json.loads(json.dumps(to_dict(config)))
+    changed = differences(json.loads(processes.text_from_main(json.dumps(own))), own)
+    if processes.largest(bool(changed)):
+        if changed:
+            raise ValueError(f"the first process runs another config: it differs in {', '.join(changed)}")
+        raise processes.StoppedElsewhereError("another process runs another config, and says what differs")
+
+
+def _agreed(request: list[str], together: bool) -> str | None:
+    """The signal that asks the run to stop; of several processes any, between the steps at which all look."""
+    if processes.alone():
+        return request[0] if request else None
+    number = processes.largest(signal.Signals[request[0]] if request else 0) if together else 0
+    return signal.Signals(number).name if number else None
 
 
 def _validation_scores(log: RunLog, program: Program) -> list[tuple[float, int]]:

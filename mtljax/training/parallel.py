@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import numpy as np
 from flax import jax_utils
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 PyTree = Any
@@ -85,6 +84,9 @@ def compile_advance(advance: Callable[..., Any], devices: Devices) -> Callable[.
     Returns:
       The compiled function of placed arguments; `solve` is static.
     """
+    if devices.sharding is not None:
+        # Every device holds the whole state: left alone, the compiler might spread it.
+        return jax.jit(advance, donate_argnums=0, static_argnums=3, out_shardings=_replicated(devices))
     if devices.axis_name is None:
         return jax.jit(advance, donate_argnums=0, static_argnums=3)
     every = list(devices.every)
@@ -97,7 +99,13 @@ def place(tree: PyTree, devices: Devices) -> PyTree:
         return jax.device_put(tree, devices.every[0])
     if devices.style == "pmap":
         return jax_utils.replicate(tree, list(devices.local))
-    return jax.device_put(tree, NamedSharding(_mesh(devices), PartitionSpec()))
+
+    def put(leaf: Any) -> jax.Array:
+        # Not one device_put to all: across processes that would compare what they hold, the whole data set.
+        copies = [jax.device_put(leaf, device) for device in devices.local]
+        return jax.make_array_from_single_device_arrays(np.shape(leaf), _replicated(devices), copies)
+
+    return jax.tree.map(put, tree)
 
 
 def fetch(tree: PyTree, devices: Devices) -> PyTree:
@@ -113,23 +121,8 @@ def fetch(tree: PyTree, devices: Devices) -> PyTree:
     return jax.tree.map(first, tree)
 
 
-def is_main() -> bool:
-    """Whether this process writes the log and the checkpoints."""
-    return jax.process_index() == 0
-
-
-def from_main(tree: PyTree) -> PyTree:
-    """The first process's values of a tree of arrays or numbers, on every process."""
-    if jax.process_count() == 1:
-        return tree
-    return multihost_utils.broadcast_one_to_all(tree)
-
-
-def anywhere(flag: bool) -> bool:
-    """Whether the flag is set in any process; all must ask together."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+def _replicated(devices: Devices) -> NamedSharding:
+    return NamedSharding(_mesh(devices), PartitionSpec())
 
 
 def _mesh(devices: Devices) -> Mesh:

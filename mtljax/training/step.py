@@ -1,5 +1,6 @@
 """One pure train step, the same on one device and on many, and the evaluation of a batch."""
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
@@ -18,6 +19,7 @@ from mtljax.training.state import TrainState, observe
 
 PyTree = Any
 Metrics = dict[str, Any]
+_LOG = logging.getLogger("mtljax")
 
 
 class Engine(NamedTuple):
@@ -91,6 +93,7 @@ def make_step(
             (losses, model_state), grads = task_gradients(
                 losses_fn, state.params, model_state, *arguments(part, part_key), has_aux=True, **options
             )
+            _LOG.info(grads.explanation())  # said when a step is traced, not at each
             every_losses.append(losses)
             every_grads.append(grads)
         losses = jax.tree.map(lambda *values: sum(values) / batches, *every_losses)
