@@ -136,14 +136,16 @@ def _engine_line(method: str, line: Callable[[str], None]) -> Iterator[None]:
     if methods.describe(method).needs not in ("gramian", "jacobian"):
         yield
         return
-    level = log.level
+    level, propagate = log.level, log.propagate
     log.setLevel(logging.INFO)
+    log.propagate = False
     log.addHandler(handler)
     try:
         yield
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
+        log.propagate = propagate
 
 
 def _evaluate(options: argparse.Namespace, overrides: list[str]) -> int:

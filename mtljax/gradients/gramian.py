@@ -43,8 +43,8 @@ class CrossGramian(NamedTuple):
 def scaled_gramian(rows: Sequence[jax.Array], num_tasks: int, *, axis_name: Any = None) -> Gramian:
     """The Gramian of gradients given in pieces.
 
-    Each row of a piece is divided by its largest entry before the products, so rows of 1e-30 and of 1e15 are equally
-    exact. A piece is done with once its K x K products are taken, so that it need not outlive them.
+    Where all squared lengths are well within the dtype's range the products are taken as they are. Elsewhere each row
+    of a piece is first divided by its largest entry, so that rows of 1e-30 and of 1e15 are equally exact.
 
     Args:
       rows: arrays (K, n_i), together the K gradients; float32 or float64.
@@ -56,19 +56,31 @@ def scaled_gramian(rows: Sequence[jax.Array], num_tasks: int, *, axis_name: Any 
     """
     if not rows:
         return Gramian(jnp.zeros((num_tasks, num_tasks)), jnp.zeros(num_tasks))
+    products = jnp.asarray(sum(jnp.matmul(piece, piece.T, precision=lax.Precision.HIGHEST) for piece in rows))
+    products = products if axis_name is None else lax.psum(products, axis_name)
+    squares, limits = jnp.diagonal(products), jnp.finfo(products.dtype)
+    safe = jnp.all((squares > limits.tiny**0.65) & (squares < limits.max**0.9))
+    products, scale = lax.cond(
+        safe,
+        lambda rows: (products, jnp.ones_like(squares)),
+        lambda rows: _scaled_products(rows, axis_name),
+        list(rows),
+    )
+    lengths = jnp.sqrt(jnp.diagonal(products))
+    return unit_diagonal(_outer_scaled(products, inverse(lengths)), lengths * scale)
+
+
+def _scaled_products(rows: Sequence[jax.Array], axis_name: Any) -> tuple[jax.Array, jax.Array]:
+    """Products of the rows divided by their largest entries, and those entries (K,)."""
     parts = []
     for piece in rows:
         unit, peak = _unit_peaks(piece)
         parts.append((jnp.matmul(unit, unit.T, precision=lax.Precision.HIGHEST), peak))
     scale = jnp.stack([peak for _, peak in parts]).max(axis=0)
-    if axis_name is not None:
-        scale = lax.pmax(scale, axis_name)
+    scale = scale if axis_name is None else lax.pmax(scale, axis_name)
     products = sum(_outer_scaled(product, peak / jnp.where(scale > 0, scale, 1)) for product, peak in parts)
-    if axis_name is not None:
-        products = lax.psum(products, axis_name)
-    products = jnp.asarray(products)
-    lengths = jnp.sqrt(jnp.diagonal(products))
-    return unit_diagonal(_outer_scaled(products, inverse(lengths)), lengths * scale)
+    products = products if axis_name is None else lax.psum(products, axis_name)
+    return jnp.asarray(products), scale
 
 
 def unit_diagonal(cosines: jax.Array, norms: jax.Array) -> Gramian:

@@ -8,6 +8,7 @@ import optax
 from mtljax.gradients import Gramian
 from mtljax.methods._base import weighting
 from mtljax.methods._checks import Scalar, check, check_choice
+from mtljax.methods._losses import mean_of_present
 from mtljax.solvers import cagrad_combination
 
 RESCALES = ("none", "1+c", "1+c^2")
@@ -26,7 +27,7 @@ def cagrad(
     variables. Between exactly opposite gradients those lose their digits: d then stays in the ball, is no worse for the
     worst task than g_0, and than 0 where c ≥ 1, but need not be the best. All this is up to rounding in units of the
     longest gradient (its root in a ‖g_0‖ that small), and weights beyond the dtype's range are cut to its largest
-    number. If all gradients are zero, d = 0. Tasks with a zero gradient count in the mean but not in the minimum. The
+    number. Tasks with a zero gradient count neither in the mean nor in the minimum; if all gradients are zero, d = 0. The
     scale is the paper's; the official code divides by 1 + c² by default (its toy by 1 + c) and multiplies by K.
 
     >>> import jax.numpy as jnp, mtljax as mtl
@@ -53,6 +54,7 @@ def cagrad(
 
     def weigh(memory: Any, *, gramian: Gramian, **_: Any) -> Any:
         divisor = {"none": 1, "1+c": 1 + c, "1+c^2": 1 + c**2}[rescale]
-        return cagrad_combination(gramian.cosines, gramian.norms, c) / divisor, memory
+        combination = cagrad_combination(gramian.cosines, gramian.norms, c) / divisor
+        return mean_of_present(combination, gramian.norms > 0), memory
 
     return weighting("cagrad", weigh, needs="gramian", num_tasks=num_tasks, update_every=update_every)

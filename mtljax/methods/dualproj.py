@@ -7,6 +7,7 @@ import optax
 
 from mtljax.gradients import Gramian
 from mtljax.methods._base import weighting
+from mtljax.methods._losses import mean_of_present
 from mtljax.solvers import dual_cone_weights
 
 
@@ -23,7 +24,7 @@ def dualproj(*, num_tasks: int | None = None, update_every: int | None = None) -
     to the diagonal of the Gramian, TorchJD 1e-4 to the diagonal, which lets d conflict by a little; here nothing is
     added.
 
-    A zero gradient restricts nothing and counts in the mean; if all are zero, d = 0. Where 0 is a combination of the
+    A task with a zero gradient is left out, of the mean too; if all are zero, d = 0. Where 0 is a combination of the
     gradients with positive weights only, d = 0.
 
     >>> import jax.numpy as jnp, mtljax as mtl
@@ -43,6 +44,7 @@ def dualproj(*, num_tasks: int | None = None, update_every: int | None = None) -
 
     def weigh(memory: Any, *, gramian: Gramian, **_: Any) -> Any:
         mean = jnp.full_like(gramian.norms, 1 / len(gramian.norms))
-        return dual_cone_weights(gramian.cosines, gramian.norms, mean), memory
+        weights = dual_cone_weights(gramian.cosines, gramian.norms, mean)
+        return mean_of_present(weights, gramian.norms > 0), memory
 
     return weighting("dualproj", weigh, needs="gramian", num_tasks=num_tasks, update_every=update_every)

@@ -57,7 +57,7 @@ def nash_mtl(
         if max_norm is None:
             return weights, memory
         lengths = weights * gramian.norms
-        square = jnp.vdot(lengths, jnp.matmul(gramian.cosines, lengths, precision=lax.Precision.HIGHEST))
+        square = jnp.sum(lengths * jnp.matmul(gramian.cosines, lengths, precision=lax.Precision.HIGHEST))
         norm = jnp.sqrt(jnp.maximum(square, 0))
         return weights * jnp.where(norm > max_norm, max_norm / jnp.where(norm > 0, norm, 1), 1), memory
 

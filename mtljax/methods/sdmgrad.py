@@ -42,8 +42,8 @@ def sdmgrad(
     start the steps from the weights of the update before, here they start from 1/K: nothing is remembered. Official
     code multiplies d by K.
 
-    Tasks with a zero gradient on either of the first two batches get w_k = 0 instead of stopping the others; they still
-    count in the mean. s is kept above ε times the mean norm. If all gradients are zero, d = 0.
+    Tasks with a zero gradient on either of the first two batches, without a label there, say, get w_k = 0 instead of
+    stopping the others, and K counts the others. s is kept above ε times the mean norm. If all gradients are zero, d = 0.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[2.0, 0.0], [0.0, 1.0]])
@@ -74,16 +74,17 @@ def sdmgrad(
 
     def weigh(memory: Any, *, cross: CrossGramian, num_tasks: int, **_: Any) -> Any:
         matrix, live = _scaled(cross)
+        count = jnp.where(jnp.any(live), jnp.sum(live), num_tasks)
 
         def step(_: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             w, velocity = carry
-            slope = jnp.matmul(matrix, w + lam / num_tasks, precision=lax.Precision.HIGHEST)
+            slope = jnp.matmul(matrix, w + lam / count, precision=lax.Precision.HIGHEST)
             velocity = momentum * velocity + slope
             return project_simplex(w - learning_rate * velocity, live), velocity
 
         start = project_simplex(jnp.zeros_like(cross.left), live)
         w, _ = lax.fori_loop(0, jnp.asarray(iterations, jnp.int32), step, (start, jnp.zeros_like(start)))
-        return (w + lam / num_tasks) / (1 + lam), memory
+        return (w + lam / count) / (1 + lam), memory
 
     return weighting("sdmgrad", weigh, needs="gramian", num_tasks=num_tasks, update_every=update_every, batches=True)
 

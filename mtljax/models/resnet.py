@@ -1,4 +1,4 @@
-"""ResNet-18 with batch normalisation."""
+"""ResNet-18 with batch or group normalisation."""
 
 from functools import partial
 from typing import Any
@@ -21,6 +21,8 @@ class ResNet18(nn.Module):
       blocks: residual blocks of each stage.
       features: units of the dense layer after global average pooling, the size of the representation; 0 for none.
       small_stem: a 3 x 3 convolution of stride 1 without pooling instead, for images of about 32 x 32.
+      norm: "batch", or "group" (8 groups; Wu & He, arXiv:1803.08494), which keeps no statistics and treats every example
+        alone.
       axis_name: axis over which batch statistics are averaged in pmap or shard_map.
     """
 
@@ -28,12 +30,18 @@ class ResNet18(nn.Module):
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     features: int = 100
     small_stem: bool = False
+    norm: str = "batch"
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """Maps images (B, H, W, C) to a representation (B, features), with `features=0` (B, channels)."""
-        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, axis_name=self.axis_name)
+        if self.norm not in ("batch", "group"):
+            raise ValueError(f"ResNet18: norm must be 'batch' or 'group', got {self.norm!r}")
+        if self.norm == "batch":
+            norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, axis_name=self.axis_name)
+        else:
+            norm = partial(nn.GroupNorm, num_groups=8)
         conv = partial(nn.Conv, use_bias=False, padding="SAME")
         kernel, stride = ((3, 3), (1, 1)) if self.small_stem else ((7, 7), (2, 2))
         x = nn.relu(norm()(conv(self.width, kernel, strides=stride)(inputs)))

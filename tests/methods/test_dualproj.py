@@ -57,7 +57,7 @@ def test_at_stationary_points_the_update_vanishes():
     np.testing.assert_allclose(opposite, (third - (third @ one) / (one @ one) * one) / 3, rtol=1e-6)
 
 
-def test_zero_gradients_count_in_the_mean_only():
+def test_zero_gradients_do_not_count():
     jacobian = conflicting(3, 6)
     padded = np.insert(jacobian, [0, 2, 2, 2, 2, 3, 3], 0, axis=0)
-    np.testing.assert_allclose(updates(dualproj, [padded])[0], 3 / 10 * updates(dualproj, [jacobian])[0], rtol=1e-9)
+    np.testing.assert_allclose(updates(dualproj, [padded])[0], updates(dualproj, [jacobian])[0], rtol=1e-9)

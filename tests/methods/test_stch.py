@@ -33,7 +33,7 @@ def test_after_the_warm_up_stch_is_the_gradient_of_the_smooth_maximum():
     with jax.enable_x64(True):
         tx = stch(mu, 1, window=2, num_tasks=2)
         state = tx.init(jax.tree.map(jnp.asarray, PARAMS))._replace(
-            step=jnp.asarray(4, jnp.int32), memory=Nadir(jnp.asarray(nadir))
+            seen=jnp.full(2, 4, jnp.int32), memory=Nadir(jnp.asarray(nadir))
         )
     assert_gradient_of(tx, lambda losses: 2 * mu * jax.nn.logsumexp(jnp.log(losses / nadir) / mu), state)
 
