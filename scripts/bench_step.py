@@ -60,6 +60,7 @@ class Step(NamedTuple):
     peak: float
     flops: float
     compile_seconds: float
+    program: Any = None
 
 
 def data_of(network: Network) -> tuple[np.ndarray, np.ndarray]:
@@ -117,7 +118,7 @@ def jax_step(network: Network, name: str, method: str | None, solve: bool | None
         jax.block_until_ready(held)
 
     peak = float("nan") if memory is None else memory.temp_size_in_bytes / 1e6
-    return Step(name, call, peak, (cost or {}).get("flops", float("nan")) / 1e9, seconds)
+    return Step(name, call, peak, (cost or {}).get("flops", float("nan")) / 1e9, seconds, compiled)
 
 
 def steps_of(network: Network, methods: list[str]) -> list[Step]:

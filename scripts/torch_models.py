@@ -1,13 +1,14 @@
 # pyright: reportMissingImports=false, reportUntypedBaseClass=false
 """The networks of bench_step.py in PyTorch, with the shapes of those in mtljax.models, and a step of TorchJD."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 from torchjd import aggregation
 from torchjd.autojac import jac_to_grad, mtl_backward
 
@@ -28,7 +29,7 @@ def lenet(inputs: Sequence[int]) -> nn.Module:
 def mlp(inputs: Sequence[int]) -> nn.Module:
     """Three dense layers."""
     sizes, layers = (int(np.prod(inputs)), 512, 512, 256), [nn.Flatten()]
-    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for fan_in, fan_out in itertools.pairwise(sizes):
         layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
     return nn.Sequential(*layers)
 
@@ -42,8 +43,8 @@ class _Block(nn.Module):
         self.skip = nn.Conv2d(fan_in, channels, 1, stride, bias=False) if stride > 1 else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.norms[1](self.second(F.relu(self.norms[0](self.first(x)))))
-        return F.relu(y + (x if self.skip is None else self.norms[2](self.skip(x))))
+        y = self.norms[1](self.second(functional.relu(self.norms[0](self.first(x)))))
+        return functional.relu(y + (x if self.skip is None else self.norms[2](self.skip(x))))
 
 
 class _ResNet(nn.Module):
@@ -93,9 +94,9 @@ def torchjd_step(
     def step() -> None:
         optimizer.zero_grad()
         z = encoder(x)
-        losses = [F.cross_entropy(head(z), target) for head, target in zip(heads, y, strict=True)]
+        losses = [functional.cross_entropy(head(z), target) for head, target in zip(heads, y, strict=True)]
         if aggregator is None:
-            sum(losses).backward()
+            torch.stack(losses).sum().backward()
         else:
             mtl_backward(losses, features=z)
             jac_to_grad(list(encoder.parameters()), aggregator)
