@@ -62,8 +62,10 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     several = _distributed_flags(options)
     again = shlex.join(["mtljax", "train", options.config, "--workdir", str(workdir), "--resume", *several, *overrides])
     how = f"continue with: {again}" if config.checkpoints else "it kept no checkpoints"
-    with _several_processes(options, f"the run in {workdir} lost another of its processes and cannot go on alone; {how}"):
-        shown = bar(f"{config.name} {config.method.name}") if processes.is_main() else contextlib.nullcontext(Progress())
+    lost = f"the run in {workdir} lost another of its processes and cannot go on alone; {how}"
+    with _several_processes(options, lost):
+        title = f"{config.name} {config.method.name}"
+        shown = bar(title) if processes.is_main() else contextlib.nullcontext(Progress())
         with shown as progress, _engine_line(config.method.name, progress.line):
             result = train(config, workdir=workdir, resume=options.resume, progress=progress)
     if result.interrupted:

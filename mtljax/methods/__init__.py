@@ -9,6 +9,13 @@ Every Gramian method takes `update_every=n`: it then solves every n updates and 
 update costs one backward pass. `update(..., solve=True)` or `solve=False` picks the branch when tracing, so that a host
 loop can compile both and choose; `solve=None` decides inside the program.
 
+A task without a label in a batch has a loss of exactly 0 and a zero gradient. Every method skips it: the others get the
+weights they would get without it, K counting them alone (in means, and in weights that sum to K), and its own part of
+the memory waits, the number of updates it has seen included, until it has a label again. Where a method sees only the
+losses, or only the gradients, a zero there is taken for a missing label. Adam's one count of steps on learned weights
+goes on. Weights that sum to K over time (`gradnorm`, `excess_mtl`) or to 1 (`moco`, `modo`) keep the share of the
+absent task aside. With `update_every`, weights found while a task was absent are used until the next solve.
+
 This package imports `gradients` and `solvers`, and knows nothing of models, data or training.
 """
 

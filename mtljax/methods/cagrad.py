@@ -27,8 +27,8 @@ def cagrad(
     variables. Between exactly opposite gradients those lose their digits: d then stays in the ball, is no worse for the
     worst task than g_0, and than 0 where c ≥ 1, but need not be the best. All this is up to rounding in units of the
     longest gradient (its root in a ‖g_0‖ that small), and weights beyond the dtype's range are cut to its largest
-    number. Tasks with a zero gradient count neither in the mean nor in the minimum; if all gradients are zero, d = 0. The
-    scale is the paper's; the official code divides by 1 + c² by default (its toy by 1 + c) and multiplies by K.
+    number. Tasks with a zero gradient count neither in the mean nor in the minimum; if all gradients are zero, d = 0.
+    The scale is the paper's; the official code divides by 1 + c² by default (its toy by 1 + c) and multiplies by K.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[1.0, 0.0], [0.0, 1.0]])

@@ -41,8 +41,8 @@ def dwa(
 
     The losses should be positive: the ratio of a negative one grows as it falls. Where the earlier mean is exactly 0,
     r_k is taken as 1; ratios beyond the dtype's range are cut. A loss that is infinite or NaN counts as the mean of its
-    window so far, at the start of a window as that of the one before, and so does not stay in the memory. A task without
-    a label is left out, K counting the others; its windows count the updates in which it has one.
+    window so far, at the start of a window as that of the one before, and so does not stay in the memory. A task
+    without a label is left out, K counting the others; its windows count the updates in which it has one.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> tx = mtl.dwa(window=1, num_tasks=2)

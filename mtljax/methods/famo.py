@@ -54,8 +54,8 @@ def famo(
 
     A task without a label, at or below its minimum, or with an infinite or NaN loss gets the weight 0; where D or D' of
     an update is such, the task's logit and what Adam keeps of it wait, but for Adam's count of steps, and the shares of
-    the others sum to 1. With no task left, d = 0. With 1e-8 added, a task at its minimum would get nearly all the weight, and a task
-    below it NaN.
+    the others sum to 1. With no task left, d = 0. With 1e-8 added, a task at its minimum would get nearly all the
+    weight, and a task below it NaN.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> tx = mtl.famo(num_tasks=2)

@@ -34,7 +34,7 @@ def imtl(
     Adam, with the learning rate that Nash-MTL's code gives to the parameters of methods. `guard` is that of `imtl_g`.
 
     Tasks with a zero gradient, or a loss that is infinite or NaN, are left out; the s of the latter gets a gradient of
-    0. Dependent gradients and a vanishing sum of the weights are met as in `imtl_g`, a loss at or below 0 as in
+    0. Dependent gradients and a vanishing sum of the weights are met as in `imtl_g`, a loss of 0 or less as in
     `imtl_l`, and so are weights beyond the range. If all gradients are zero, d = 0.
 
     >>> import jax.numpy as jnp, mtljax as mtl

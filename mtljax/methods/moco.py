@@ -51,7 +51,8 @@ def moco(
 
     A task without a label in the batch is left out: its average and its λ wait, and the λ of the others count as shares
     of what they sum to (a zero gradient would otherwise draw all weight and stop the others). In β_t, t counts the
-    updates in which the task has a label. With no task left, d = 0. Steps of λ beyond the range of the dtype are cut off there.
+    updates in which the task has a label. With no task left, d = 0. Steps of λ beyond the range of the dtype are cut
+    off there.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[2.0, 0.0], [0.0, 1.0]])
@@ -84,7 +85,9 @@ def moco(
         uniform = jnp.full(num_tasks, 1 / num_tasks, state_dtype(params))
         return MoCoMemory(zeros_per_task(num_tasks, params), uniform)
 
-    def rule(memory: MoCoMemory, *, grads: TaskGradients, step: jax.Array, seen: jax.Array, present: jax.Array, **_: Any) -> Any:
+    def rule(
+        memory: MoCoMemory, *, grads: TaskGradients, step: jax.Array, seen: jax.Array, present: jax.Array, **_: Any
+    ) -> Any:
         time = (step + 1).astype(memory.weights.dtype)
         rate = (beta / (seen + 1).astype(time.dtype) ** beta_decay).astype(time.dtype)
         tracked = jax.tree.map(

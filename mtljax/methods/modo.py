@@ -39,8 +39,8 @@ def modo(
     losses matters. LibMTL averages the gradients of the heads over the batches; here they come from the last.
 
     A task with a zero gradient on the first or second batch, without a label there, say, is left out: its λ waits, and
-    those of the others count as shares of what they sum to. With no task left, d = 0. Where the products leave the dtype's range, the step is as
-    long as it can be and λ ends in a corner or a face of the simplex.
+    those of the others count as shares of what they sum to. With no task left, d = 0. Where the products leave the
+    dtype's range, the step is as long as it can be and λ ends in a corner or a face of the simplex.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[2.0, 0.0], [0.0, 1.0]])

@@ -39,8 +39,8 @@ def stch(
     The losses must be positive. A task whose loss is zero, negative, infinite or NaN gets the weight 0 and is left out
     of the sum, K counting the others; in the nadir that loss counts as the mean so far (1 at the start). A task without
     a label does not count there either: its windows count the updates in which it has one, and until it has a nadir its
-    rule is that of `si` beside the others. With no task left, d = 0. Weights above the square root of the dtype's largest number (1.8e19 in float32) are cut to it, so that
-    d stays finite.
+    rule is that of `si` beside the others. With no task left, d = 0. Weights above the square root of the dtype's
+    largest number (1.8e19 in float32) are cut to it, so that d stays finite.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> tx = mtl.stch(warmup=0, window=1, num_tasks=2)

@@ -22,8 +22,8 @@ def upgrad(*, num_tasks: int | None = None, update_every: int | None = None) -> 
     conflict by a little, and returns the mean itself for gradients below an absolute threshold. Here the projections
     are exact at any scale.
 
-    A task with a zero gradient is left out, and K counts the others; if all are zero, d = 0. Where 0 is a combination of the
-    gradients with positive weights only, d = 0: the dual cone is orthogonal to them all.
+    A task with a zero gradient is left out, and K counts the others; if all are zero, d = 0. Where 0 is a combination
+    of the gradients with positive weights only, d = 0: the dual cone is orthogonal to them all.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[1.0, 0.0], [-1.0, 1.0]])

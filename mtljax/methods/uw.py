@@ -42,10 +42,10 @@ def uw(
     the optimizer of the network. s moves by about the learning rate an update: to reach the log-variance of a loss of
     1e-4 takes some 400 updates.
 
-    A loss at or below 0 has no best s: its weight grows by a factor of about exp(learning_rate) an update until cut at
+    A loss below 0 has no best s: its weight grows by a factor of about exp(learning_rate) an update until cut at
     the square root of the dtype's largest number (1.8e19 in float32), so that d stays finite. A loss that is infinite
-    or NaN gets the weight 0 and its s a gradient of 0. Gradients of s are cut where their square would leave the
-    dtype's range.
+    or NaN gets the weight 0 and its s a gradient of 0. A loss of exactly 0 is a missing label: s waits. Gradients of s
+    are cut where their square would leave the dtype's range.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> tx = mtl.uw(num_tasks=2)

@@ -83,6 +83,15 @@ class _Best(NamedTuple):
     model_state: PyTree
 
 
+class _Start(NamedTuple):
+    """Where a run starts, and where it writes."""
+
+    state: TrainState
+    best: _Best | None
+    log: RunLog
+    checkpoints: ckpt.Checkpoints | None
+
+
 def load_data(config: TrainConfig) -> MultiTaskData:
     """The data of a run, restricted to its tasks."""
     data = data_sets.load(config.data.name, **config.data.options)
@@ -128,15 +137,6 @@ def train(
     return result
 
 
-class _Start(NamedTuple):
-    """Where a run starts, and where it writes."""
-
-    state: TrainState
-    best: _Best | None
-    log: RunLog
-    checkpoints: ckpt.Checkpoints | None
-
-
 def _begin(
     config: TrainConfig,
     data: MultiTaskData,
@@ -174,7 +174,8 @@ def _shared(start: _Start | None, state: TrainState) -> _Start:
     if start is None:
         log = RunLog(None, lambda text: None, tensorboard=False, until=None)
         log.records.extend(records)
-        start = _Start(state, best and _Best(*best, state.params, state.model_state), log, None)
+        network = state.params, state.model_state
+        start = _Start(state, None if best is None else _Best(best[0], best[1], *network), log, None)
     state = processes.from_main(start.state)
     if start.best is None:
         return start._replace(state=state)

@@ -87,7 +87,7 @@ def test_the_memory_of_an_absent_task_waits(name):
     for leaf in jax.tree.leaves(memory):
         if leaf.ndim > 1:
             np.testing.assert_array_equal(leaf[4, 2], leaf[2, 2])
-    if memory is not None:  # and then it goes on
+    if memory is not None and name != "stch":  # and then it goes on; stch is done with its one window
         assert any(np.any(leaf[-1][2] != leaf[2][2]) for leaf in jax.tree.leaves(memory) if leaf.ndim > 1)
 
 

@@ -45,7 +45,9 @@ def test_every_product_asks_for_the_highest_precision(name, options):
     jacobian = jax.tree.map(lambda leaf: jnp.ones((K, *leaf.shape)), params)
     with jax.default_matmul_precision("bfloat16"):
         traced = jax.make_jaxpr(tx.update)(jacobian, tx.init(params), params, losses=LOSSES)
-    products = [each for each in equations(traced.jaxpr) if each.primitive.name in ("dot_general", "conv_general_dilated")]
+    products = [
+        each for each in equations(traced.jaxpr) if each.primitive.name in ("dot_general", "conv_general_dilated")
+    ]
     for product in products:
         assert product.params["precision"] == (lax.Precision.HIGHEST,) * 2, product
     assert products or name in ("adatask", "graddrop")
@@ -89,9 +91,7 @@ def test_a_gramian_in_bfloat16_would_lose_the_direction():
         rounded = np.asarray(short @ short.T, np.float64)
         norms = np.sqrt(np.diag(rounded))
         cosines = jnp.asarray(np.clip(rounded / np.outer(norms, norms), -1, 1), jnp.float32)
-        weights, off = (
-            min_norm_weights(*gramian) for gramian in (exact, (cosines, jnp.asarray(norms, jnp.float32)))
-        )
+        weights, off = (min_norm_weights(*gramian) for gramian in (exact, (cosines, jnp.asarray(norms, jnp.float32))))
         errors.append(np.linalg.norm(directions(weights @ rows) - directions(off @ rows)))
     assert max(errors) > 0.02
     assert np.median(errors) > 0.005

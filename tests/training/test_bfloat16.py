@@ -10,7 +10,7 @@ from jax.extend.core import jaxprs_in_params
 import mtljax as mtl
 from mtljax.data.batches import Batch
 from mtljax.tasks import label_counts
-from mtljax.training import MethodConfig, ModelConfig, parallel
+from mtljax.training import DataConfig, MethodConfig, ModelConfig, parallel
 from mtljax.training.loop import load_data
 from mtljax.training.program import build_program, build_transformation, data_key, evaluate, init_state
 from mtljax.training.step import make_step, task_losses
@@ -80,8 +80,9 @@ def test_the_networks_products_are_bfloat16_and_all_others_float32_at_the_highes
 def test_training_reaches_the_accuracy_of_float32(tiny):
     scores = {}
     for dtype in ("float32", "bfloat16"):
-        model = ModelConfig("mlp", {"features": (32,)}, compute_dtype=dtype)
-        config = tiny(model=model, method=MethodConfig("cagrad"), epochs=20)
+        model = ModelConfig("mlp", {"features": (128,)}, compute_dtype=dtype)
+        sizes = {"num_train": 4096, "num_validation": 200, "num_test": 1000}
+        config = tiny(data=DataConfig("digits", sizes), model=model, method=MethodConfig("cagrad"), epochs=10)
         data, program, state, _ = set_up(config)
         state, split = parallel.place((state, data.splits["train"]), program.devices)
         for epoch in range(config.epochs):
@@ -90,5 +91,5 @@ def test_training_reaches_the_accuracy_of_float32(tiny):
                 state, _ = program.advance(state, split, order, None)
         results = evaluate(program.evaluation, state.params, state.model_state, data.splits["test"])
         scores[dtype] = np.mean([values["accuracy"] for values in results.values()])
-    assert scores["float32"] > 0.7
+    assert scores["float32"] > 0.5  # by chance 0.1
     assert abs(scores["bfloat16"] - scores["float32"]) < 0.03

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import mtljax as mtl
-from mtljax.training import MethodConfig, ModelConfig, OptimizerConfig, parallel, train
+from mtljax.training import ModelConfig, OptimizerConfig, parallel, train
 from mtljax.training.loop import load_data
 from mtljax.training.program import build_program, data_key, init_state
 from mtljax.training.traffic import collective_bytes
@@ -153,13 +153,14 @@ RESNET = ModelConfig("resnet18", {"width": 2, "blocks": (1,), "features": 8, "sm
     [
         (MLP, {"parallel": "jit"}),
         (MLP, {"reduce": "scatter"}),
-        (MLP, {"parallel": "jit", "mode": "features"}),
         (RESNET, {"parallel": "jit"}),
+        pytest.param(MLP, {"parallel": "jit", "mode": "features"}, marks=pytest.mark.slow),
         pytest.param(RESNET, {"reduce": "scatter"}, marks=pytest.mark.slow),
         pytest.param(RESNET, {"mode": "features"}, marks=pytest.mark.slow),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "encoder", "-".join(getattr(value, "values", str)())),
 )
+@pytest.mark.usefixtures("quick_compiler")
 def test_the_whole_step_on_eight_devices_equals_one(tiny, model, changes):
     """Batch statistics, which only the ResNet has, are those of the whole batch."""
     config = tiny(model=model, optimizer=OptimizerConfig("sgd", learning_rate=0.1), mode=changes.get("mode", "auto"))
@@ -173,7 +174,8 @@ def test_the_whole_step_on_eight_devices_equals_one(tiny, model, changes):
         assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(placed))
 
 
-@pytest.mark.parametrize("style", ["pmap", "jit"])
+@pytest.mark.parametrize("style", ["pmap", pytest.param("jit", marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("quick_compiler")
 def test_a_checkpoint_of_eight_devices_resumes_on_one_and_back(tiny, tmp_path, style):
     config = tiny(optimizer=OptimizerConfig("sgd", learning_rate=0.1), epochs=3)
     whole = train(config)
