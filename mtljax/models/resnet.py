@@ -21,8 +21,8 @@ class ResNet18(nn.Module):
       blocks: residual blocks of each stage.
       features: units of the dense layer after global average pooling, the size of the representation; 0 for none.
       small_stem: a 3 x 3 convolution of stride 1 without pooling instead, for images of about 32 x 32.
-      norm: "batch", or "group" (8 groups; Wu & He, arXiv:1803.08494), which keeps no statistics and treats every example
-        alone.
+      norm: "batch", or "group" (8 groups; Wu & He, arXiv:1803.08494), which keeps no statistics and treats every
+        example alone.
       axis_name: axis over which batch statistics are averaged in pmap or shard_map.
     """
 
