@@ -49,8 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     from mtljax.training import processes
-    from mtljax.training.config import TrainConfig, load_config, override
+    from mtljax.training.config import TrainConfig, load_config
     from mtljax.training.loop import Progress, train
+    from mtljax.training.overrides import override
     from mtljax.training.progress import bar
 
     config = load_config(options.config)
@@ -164,7 +165,8 @@ def _ablate(options: argparse.Namespace, overrides: list[str]) -> int:
     from mtljax.ablation.progress import study_bar
     from mtljax.ablation.report import read_cells
     from mtljax.ablation.statistics import summarize, text_table, verdict
-    from mtljax.training.config import load_config, override
+    from mtljax.training.config import load_config
+    from mtljax.training.overrides import override
 
     study = load_config(options.config)
     if not isinstance(study, StudyConfig):

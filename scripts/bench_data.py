@@ -19,8 +19,9 @@ from rich.table import Table
 
 from mtljax.data.batches import take
 from mtljax.training import parallel
-from mtljax.training.config import load_config, override
+from mtljax.training.config import load_config
 from mtljax.training.loop import load_data
+from mtljax.training.overrides import override
 from mtljax.training.program import build_model, build_program, build_transformation, data_key, init_state
 from mtljax.training.step import Engine, make_step
 

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 from mtljax.data import MultiTaskData
 from mtljax.training.config import MethodConfig, OptimizerConfig, TrainConfig, differences, to_dict
 from mtljax.training.logs import write_atomically
-from mtljax.training.loop import NonFiniteLossError, Progress, load_data, train
+from mtljax.training.loop import Progress, load_data, train
 from mtljax.training.program import Program, build_program, structure
+from mtljax.training.records import NonFiniteLossError
 from mtljax.training.workdir import environment
 
 SINGLE_TASK = "single-task"

@@ -6,7 +6,8 @@ compiled), `step` and `state`, `optimizers`, `parallel`, `checkpoint`, `logs`, `
 """
 
 from mtljax.training.config import DataConfig, MethodConfig, ModelConfig, OptimizerConfig, TrainConfig
-from mtljax.training.loop import NonFiniteLossError, Progress, Result, train
+from mtljax.training.loop import Progress, Result, train
+from mtljax.training.records import NonFiniteLossError
 from mtljax.training.workdir import Loaded, load
 
 __all__ = [

@@ -1,19 +1,14 @@
 """Experiment configurations: frozen dataclasses, checked overrides, config files."""
 
-import ast
 import dataclasses
 import difflib
 import importlib.util
 import math
 import re
-import types
-import typing
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from mtljax.errors import unknown
 from mtljax.gradients import Mode, Reduce
 
 Config = TypeVar("Config")
@@ -163,44 +158,6 @@ def to_dict(config: Any) -> dict[str, Any]:
     return _jsonable(dataclasses.asdict(config))
 
 
-def from_dict(cls: type[Config], values: dict[str, Any], path: str = "") -> Config:
-    """Rebuilds a config from `to_dict`; keys and types are checked as overrides are."""
-    hints = typing.get_type_hints(cls)
-    arguments = {}
-    for key, value in values.items():
-        if key not in hints:
-            raise unknown("config key", path + key, [path + name for name in hints])
-        if dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
-            arguments[key] = from_dict(typing.cast(type, hints[key]), value, f"{path}{key}.")
-        else:
-            arguments[key] = _checked(hints[key], value, path + key)
-    return cls(**arguments)
-
-
-def override(config: Config, overrides: Sequence[str]) -> Config:
-    """Applies command line overrides.
-
-    >>> override(TrainConfig(), ["--method.name=cagrad", "--method.options.c=0.5"]).method
-    MethodConfig(name='cagrad', options={'c': 0.5})
-
-    Args:
-      config: a frozen dataclass, possibly of dataclasses.
-      overrides: strings `--path.to.field=value`.
-
-    Returns:
-      A changed copy.
-
-    Raises:
-      ValueError: on a malformed string, an unknown key (naming the nearest) or a value of the wrong type.
-    """
-    for text in overrides:
-        key, separator, value = text.removeprefix("--").partition("=")
-        if not text.startswith("--") or not separator or not key:
-            raise ValueError(f"cannot read {text!r}: overrides look like --optimizer.learning_rate=3e-4")
-        config = _replace(config, key.split("."), value, key)
-    return config
-
-
 def load_config(path: str | Path) -> Any:
     """Runs `get_config()` of a config file.
 
@@ -240,98 +197,6 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
         keys = sorted(a.keys() | b.keys())
         return [name for key in keys for name in differences(a.get(key), b.get(key), f"{path}{key}.")]
     return [] if a == b else [path.rstrip(".")]
-
-
-def _replace(config: Any, keys: list[str], value: str, full: str) -> Any:
-    hints = typing.get_type_hints(type(config))
-    key, *rest = keys
-    prefix = full[: len(full) - len(".".join(keys))]
-    if key not in hints:
-        raise unknown("config key", prefix + key, [prefix + name for name in hints])
-    current = getattr(config, key)
-    if dataclasses.is_dataclass(current):
-        if not rest:
-            names = ", ".join(f"{full}.{name}" for name in typing.get_type_hints(type(current)))
-            raise ValueError(f"{full} is a group: set one of {names}")
-        return dataclasses.replace(config, **{key: _replace(current, rest, value, full)})
-    if isinstance(current, dict) and len(rest) == 1:
-        return dataclasses.replace(config, **{key: {**current, rest[0]: _literal(value)}})
-    if rest:
-        raise ValueError(f"{prefix + key} is a single value and has no field {'.'.join(rest)!r}")
-    return dataclasses.replace(config, **{key: _checked(hints[key], _parsed(hints[key], value), full)})
-
-
-def _parsed(hint: Any, text: str) -> Any:
-    """The text as a value; quotes around strings and parentheses around tuples are optional."""
-    if hint is str:
-        return text
-    value = _literal(text)
-    if typing.get_origin(hint) is tuple:
-        if isinstance(value, str):
-            return tuple(_literal(part) for part in text.split(",") if part)
-        return tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    return value
-
-
-def _literal(text: str) -> Any:
-    try:
-        return {"true": True, "false": False, "none": None}[text.lower()]
-    except KeyError:
-        pass
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _checked(hint: Any, value: Any, path: str) -> Any:
-    """The value if it has the hinted type (ints count as floats, lists as tuples); otherwise ValueError."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin is Literal:
-        if value in arguments:
-            return value
-        raise ValueError(f"{path} must be one of {', '.join(map(repr, arguments))}, got {value!r}")
-    if origin in (types.UnionType, typing.Union):
-        for option in arguments:
-            try:
-                return _checked(option, value, path)
-            except ValueError:
-                continue
-        raise ValueError(f"{path} must be {_describe(hint)}, got {value!r}")
-    if origin is tuple and isinstance(value, (tuple, list)):
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(_element(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
-        if len(arguments) == len(value):
-            return tuple(_element(a, v, f"{path}[{i}]") for i, (a, v) in enumerate(zip(arguments, value, strict=True)))
-    if origin is dict and isinstance(value, dict):
-        return dict(value)
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if hint in (bool, str, type(None)) and isinstance(value, hint):
-        return value
-    raise ValueError(f"{path} must be {_describe(hint)}, got {value!r}")
-
-
-def _element(hint: Any, value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return from_dict(typing.cast(type, hint), value, f"{path}.")
-    if dataclasses.is_dataclass(hint) and isinstance(value, typing.cast(type, hint)):
-        return value
-    return _checked(hint, value, path)
-
-
-def _describe(hint: Any) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(_describe(option) for option in arguments)
-    if origin is tuple:
-        return f"a tuple of {_describe(arguments[0])}"
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "none"}
-    return names.get(hint, "a dict" if origin is dict else str(hint))
 
 
 def _jsonable(value: Any) -> Any:

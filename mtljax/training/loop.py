@@ -10,7 +10,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,12 +24,20 @@ from mtljax.training import parallel, processes
 from mtljax.training.config import TrainConfig, differences, to_dict
 from mtljax.training.logs import RunLog
 from mtljax.training.program import Program, build_program, data_key, evaluate, init_state, score
+from mtljax.training.records import (
+    Metrics,
+    StepTimer,
+    check_evaluation,
+    check_finite,
+    epoch_line,
+    evaluation_record,
+    train_record,
+)
 from mtljax.training.state import TrainState, restarted
 from mtljax.training.workdir import prepare
 
 PyTree = Any
 _RUN_AHEAD = 8  # steps dispatched but not done: enough to keep a device busy, few enough to stop at once when asked
-Metrics = dict[str, dict[str, float]]
 
 
 class Progress(NamedTuple):
@@ -70,10 +78,6 @@ class Result(NamedTuple):
     params: PyTree
     model_state: PyTree
     interrupted: str | None
-
-
-class NonFiniteLossError(RuntimeError):
-    """A loss became NaN or infinite; the message says where and what to try."""
 
 
 class _Best(NamedTuple):
@@ -193,7 +197,7 @@ def _run(config: TrainConfig, data: MultiTaskData, program: Program, begin: _Sta
     state = parallel.place(state, devices)
     key, permutation, epoch = data_key(config), None, -1
     start = time.perf_counter()
-    timer, under_way = _StepTimer(), collections.deque()
+    timer, under_way = StepTimer(), collections.deque()
     progress.start(step, total)
     stopped, stop, together = _stops_early(config, log, program), None, True
 
@@ -219,21 +223,21 @@ def _run(config: TrainConfig, data: MultiTaskData, program: Program, begin: _Sta
             together = evaluating or step % config.log_every == 0
             if together:
                 timer.pause(state)
-                _check_finite(program, state)
-                log.write(_train_record(program, state, metrics, start))
+                check_finite(program, state)
+                log.write(train_record(program, state, metrics, start))
                 monitor = restarted(parallel.fetch(state.monitor, devices))
                 state = state._replace(monitor=parallel.place(jax.device_get(monitor), devices))
             if evaluating:
                 params, model_state = parallel.fetch((state.params, state.model_state), devices)
                 found = evaluated(params, model_state, "validation")
-                log.write(_evaluation_record(program, "validation", step, found, start))
-                _check_evaluation(found, step)
+                log.write(evaluation_record(program, "validation", step, found, start))
+                check_evaluation(found, step)
                 value = score(program, found)
                 if best is None or value > best.score:
                     best = _Best(value, step, params, model_state)
                     if checkpoints is not None:
                         ckpt.save_best(checkpoints, step, params, model_state)
-                progress.line(_epoch_line(program, step, total, found, timer))
+                progress.line(epoch_line(program, step, total, found, timer))
                 if checkpoints is not None:
                     ckpt.save_last(checkpoints, parallel.fetch(state, devices))
                 stopped = _stops_early(config, log, program)
@@ -253,7 +257,7 @@ def _run(config: TrainConfig, data: MultiTaskData, program: Program, begin: _Sta
     if not interrupted:
         validation = evaluated(best.params, best.model_state, "validation")
         test = evaluated(best.params, best.model_state, "test")
-        log.write(_evaluation_record(program, "test", best.step, test, start))
+        log.write(evaluation_record(program, "test", best.step, test, start))
     return Result(
         validation=validation,
         test=test,
@@ -318,92 +322,6 @@ def _stops_early(config: TrainConfig, log: RunLog, program: Program) -> bool:
     return (
         config.patience is not None and bool(values) and len(values) - 1 - values.index(max(values)) >= config.patience
     )
-
-
-class _StepTimer:
-    """Mean time of a step, with the first (which compiles) and everything between pause and resume left out."""
-
-    def __init__(self) -> None:
-        self._seconds, self._steps, self._pending, self._since = 0.0, 0, 0, None
-
-    def count(self, state: TrainState) -> None:
-        if self._since is None:  # the first step, or the first after a pause
-            jax.block_until_ready(state.step)
-            self._since, self._pending = time.perf_counter(), 0
-        else:
-            self._pending += 1
-
-    def pause(self, state: TrainState) -> None:
-        jax.block_until_ready(state.step)
-        if self._since is not None:
-            now = time.perf_counter()
-            self._seconds, self._steps = self._seconds + now - self._since, self._steps + self._pending
-            self._since, self._pending = now, 0
-
-    def resume(self) -> None:
-        self._since = None
-
-    def mean(self) -> float:
-        return self._seconds / self._steps if self._steps else math.nan
-
-
-def _train_record(program: Program, state: TrainState, metrics: Mapping[str, Any], start: float) -> dict[str, Any]:
-    monitor, weights, step = parallel.fetch((state.monitor, metrics["weights"], state.step), program.devices)
-    names = sorted(program.tasks)
-    mean = monitor.loss_sum / monitor.steps
-    return {
-        "step": int(step),
-        "epoch": int(step) / program.steps_per_epoch,
-        "split": "train",
-        "losses": dict(zip(names, mean.tolist(), strict=True)),
-        "weights": None if weights is None else dict(zip(names, weights.tolist(), strict=True)),
-        "seconds": round(time.perf_counter() - start, 3),
-    }
-
-
-def _evaluation_record(program: Program, split: str, step: int, metrics: Metrics, start: float) -> dict[str, Any]:
-    return {
-        "step": step,
-        "epoch": step / program.steps_per_epoch,
-        "split": split,
-        "metrics": metrics,
-        "seconds": round(time.perf_counter() - start, 3),
-    }
-
-
-def _epoch_line(program: Program, step: int, total: int, metrics: Metrics, timer: _StepTimer) -> str:
-    parts = []
-    for name, task in sorted(program.tasks.items()):
-        metric = task.metrics[0].name
-        parts.append(f"{name} {metric} {metrics[name][metric]:.4f}")
-    rate = timer.mean()
-    speed = "" if math.isnan(rate) else f" | {1 / rate:.0f} steps/s, {(total - step) * rate:.0f} s left"
-    return f"epoch {step / program.steps_per_epoch:g} step {step}/{total} | validation: {', '.join(parts)}{speed}"
-
-
-def _check_finite(program: Program, state: TrainState) -> None:
-    monitor = parallel.fetch(state.monitor, program.devices)
-    if int(monitor.bad_step) < 0:
-        return
-    names = sorted(program.tasks)
-    bad = [f"{n} = {v}" for n, v in zip(names, monitor.bad_losses.tolist(), strict=True) if not math.isfinite(v)]
-    last = ", ".join(f"{n} = {v:.6g}" for n, v in zip(names, monitor.last_finite.tolist(), strict=True))
-    raise NonFiniteLossError(
-        f"the loss became non-finite at step {int(monitor.bad_step)}: {', '.join(bad)}; last finite losses: {last}. "
-        "Try a lower optimizer.learning_rate, optimizer.clip_norm=1.0 or optimizer.warmup_steps; "
-        "the last checkpoint is from before this step"
-    )
-
-
-def _check_evaluation(metrics: Metrics, step: int) -> None:
-    """A network whose validation metrics are not finite is neither kept nor selected."""
-    bad = [f"{t} {m} = {v}" for t, values in metrics.items() for m, v in values.items() if not math.isfinite(v)]
-    if bad:
-        raise NonFiniteLossError(
-            f"the validation metrics became non-finite at step {step}: {', '.join(bad)}. Try a lower "
-            "optimizer.learning_rate, optimizer.clip_norm=1.0, or more validation labels; the last checkpoint is from "
-            "before this step"
-        )
 
 
 @contextlib.contextmanager

@@ -16,8 +16,9 @@ from mtljax import tasks as task_kinds
 from mtljax.models import MultiTaskModel
 from mtljax.tasks import Task
 from mtljax.training import checkpoint as ckpt
-from mtljax.training.config import TrainConfig, differences, from_dict, to_dict
+from mtljax.training.config import TrainConfig, differences, to_dict
 from mtljax.training.logs import write_atomically
+from mtljax.training.overrides import from_dict
 from mtljax.training.program import build_model, example
 
 PyTree = Any

@@ -6,7 +6,8 @@ import pytest
 
 from mtljax.ablation import StudyConfig
 from mtljax.training import TrainConfig
-from mtljax.training.config import differences, from_dict, load_config, override, to_dict
+from mtljax.training.config import differences, load_config, to_dict
+from mtljax.training.overrides import from_dict, override
 
 
 def test_overrides_reach_nested_fields_and_options():

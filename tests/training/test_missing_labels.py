@@ -13,7 +13,8 @@ import mtljax as mtl
 from mtljax import tasks as task_kinds
 from mtljax.data import MultiTaskData, Split
 from mtljax.training import MethodConfig, ModelConfig, OptimizerConfig, TrainConfig, parallel
-from mtljax.training.config import from_dict, to_dict
+from mtljax.training.config import to_dict
+from mtljax.training.overrides import from_dict
 from mtljax.training.program import build_program, init_state
 
 BATCH, STEPS, TASKS = 64, 4, ("common", "half", "rare")
