@@ -48,7 +48,7 @@ def test_overrides_reach_the_base_of_a_study():
         ("--epochs=1.5", "epochs must be an integer, got 1.5"),
         ("--epochs=true", "epochs must be an integer, got True"),
         ("--optimizer.learning_rate=fast", "optimizer.learning_rate must be a number"),
-        ("--mode=quick", r"mode must be one of 'auto', 'jacrev', 'loop', got 'quick'"),
+        ("--mode=quick", r"mode must be one of 'auto', 'jacrev', 'loop', 'two_pass', 'features', got 'quick'"),
         ("--patience=soon", "patience must be an integer or none"),
         ("--tasks=(1, 2)", r"tasks\[0\] must be a string"),
         ("--method=cagrad", "method is a group: set one of method.name"),
