@@ -12,9 +12,9 @@ def present_tasks(num_tasks: int, losses: jax.Array | None = None, norms: jax.Ar
     """The (K,) mask of the tasks that have a label in this batch.
 
     A task without one has a loss of exactly 0 and a zero gradient. Where only one of the two is known, it decides;
-    where neither is, every task counts.
+    where neither is, every task counts. Subnormal numbers are zeros, as they are where a processor flushes them.
     """
-    zero = [values == 0 for values in (losses, norms) if values is not None]
+    zero = [jnp.abs(values) < jnp.finfo(values.dtype).tiny for values in (losses, norms) if values is not None]
     return ~jnp.stack(zero).all(axis=0) if zero else jnp.ones(num_tasks, bool)
 
 

@@ -49,7 +49,7 @@ def excess_mtl(learning_rate: Scalar = 0.01, *, num_tasks: int | None = None) ->
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> tx = mtl.excess_mtl(1.0, num_tasks=2)
     >>> _, state = tx.update(jnp.array([[4.0, 0.0], [0.0, 1.0]]), tx.init(jnp.zeros(2)))
-    >>> gradient, state = tx.update(jnp.array([[3.0, 0.0], [0.0, 0.0]]), state)
+    >>> gradient, state = tx.update(jnp.array([[3.0, 0.0], [0.0, 0.5]]), state)
     >>> [round(float(w), 4) for w in state.weights]
     [1.2213, 0.7787]
 

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from marks import mostly_slow
 from samplers import conflicting, gaussian
 from trajectories import OPTIONS
 
 import mtljax as mtl
 
 NAMES = mtl.methods.names()
+QUICK = ("adatask", "dwa", "famo", "graddrop", "gradnorm", "pcgrad", "upgrad", "uw")
 STEPS, SIZE = 8, 6
 EVERY = np.ones((STEPS, 3), bool)
 
@@ -59,7 +61,7 @@ def all_cases(name, options=()):
     return {case: jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), found) for i, case in enumerate(CASES)}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", mostly_slow(NAMES, QUICK))
 def test_the_others_get_what_they_would_without_the_absent_task(name):
     gradients, weights, _ = all_cases(name)["never the last"]
     with jax.enable_x64(True):
@@ -69,7 +71,7 @@ def test_the_others_get_what_they_would_without_the_absent_task(name):
     assert np.abs(gradients).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", mostly_slow(NAMES, QUICK))
 def test_updates_stay_finite_and_without_any_task_there_is_none(name):
     for case, (gradients, weights, memory) in all_cases(name).items():
         assert np.all(np.isfinite(gradients)), case
@@ -79,7 +81,7 @@ def test_updates_stay_finite_and_without_any_task_there_is_none(name):
     np.testing.assert_array_equal(all_cases(name)["nobody at the end"][0][-2:], 0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", mostly_slow(NAMES, QUICK))
 def test_the_memory_of_an_absent_task_waits(name):
     memory = all_cases(name)["not in the middle"][2]
     if name == "famo":
@@ -95,7 +97,10 @@ SGD = (("optimizer", optax.sgd(0.1)),)
 ALONE = [(name, ()) for name in ("adatask", "db_mtl", "dwa", "mtl_io", "slaw", "stch")] + [("uw", SGD), ("imtl_l", SGD)]
 
 
-@pytest.mark.parametrize(("name", "options"), ALONE)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [pytest.param(*case, marks=() if case[0] in QUICK else pytest.mark.slow) for case in ALONE],
+)
 def test_what_a_task_remembers_is_that_of_the_updates_it_was_present_in(name, options):
     """For methods whose memory of a task reads no other task."""
     memory = all_cases(name, options)["not in the middle"][2]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.extend.core import jaxprs_in_params
+from marks import mostly_slow
 from samplers import gaussian
 
 import mtljax as mtl
@@ -66,7 +67,9 @@ def directions(updates: np.ndarray) -> np.ndarray:
 
 
 # The steps of sdmgrad multiply any rounding, as its documentation says.
-@pytest.mark.parametrize("name", [name for name in GRAMIAN if name != "sdmgrad"])
+@pytest.mark.parametrize(
+    "name", mostly_slow([n for n in GRAMIAN if n != "sdmgrad"], quick=("mgda", "nash_mtl", "pcgrad"))
+)
 def test_directions_under_strong_conflict_are_those_of_exact_arithmetic(name):
     rows = np.stack([opposed(seed) for seed in range(8)])
     cosines = np.sum(rows[:, 0] * rows[:, 1], axis=1) / np.prod(np.linalg.norm(rows, axis=2), axis=1)

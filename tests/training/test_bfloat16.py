@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.extend.core import jaxprs_in_params
+from marks import mostly_slow
 
 import mtljax as mtl
 from mtljax.data.batches import Batch
@@ -36,7 +37,7 @@ def floats(tree):
     return {str(leaf.dtype) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)}
 
 
-@pytest.mark.parametrize("model", SHORT)
+@pytest.mark.parametrize("model", mostly_slow(SHORT, quick=("lenet",)))
 def test_parameters_gradients_gramian_and_states_are_float32(tiny, model):
     config = tiny(model=SHORT[model], method=MethodConfig("moco"))
     data, program, state, batch = set_up(config)
@@ -77,6 +78,7 @@ def test_the_networks_products_are_bfloat16_and_all_others_float32_at_the_highes
     assert all(dtypes == {"float32"} for dtypes in methods)
 
 
+@pytest.mark.slow
 def test_training_reaches_the_accuracy_of_float32(tiny):
     scores = {}
     for dtype in ("float32", "bfloat16"):

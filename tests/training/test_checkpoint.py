@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from marks import mostly_slow
 
 import mtljax as mtl
 from mtljax.training import MethodConfig, ModelConfig, OptimizerConfig, Progress, train
@@ -100,7 +101,7 @@ def test_a_run_killed_between_two_steps_resumes_bit_for_bit(uninterrupted, tmp_p
     assert_equal_runs(tmp_path / "run", reference)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", mostly_slow([signal.SIGTERM, signal.SIGINT], quick=[signal.SIGTERM]))
 def test_a_signal_saves_says_how_to_resume_and_loses_nothing(uninterrupted, tmp_path, number):
     config, reference = uninterrupted
     process = launch("train", config, "--workdir", tmp_path / "run")
@@ -162,7 +163,7 @@ def damage(checkpoint, how):
             path.write_bytes(b"not a checkpoint")
 
 
-@pytest.mark.parametrize("how", ["truncated", "emptied", "foreign bytes"])
+@pytest.mark.parametrize("how", mostly_slow(["truncated", "emptied", "foreign bytes"], quick=["truncated"]))
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny, tmp_path, how):
     config = tiny(epochs=3)
     train(config, workdir=tmp_path / "run")
@@ -194,7 +195,7 @@ def test_a_checkpoint_of_another_model_is_not_read_into_this_one(tiny, tmp_path)
         train(bigger, workdir=tmp_path / "big", resume=True)
 
 
-@pytest.mark.parametrize("how", ["removed", "foreign bytes"])
+@pytest.mark.parametrize("how", mostly_slow(["removed", "foreign bytes"], quick=["removed"]))
 def test_a_lost_best_network_is_said_and_the_run_goes_on(tiny, tmp_path, how):
     config = tiny(epochs=6, optimizer=OptimizerConfig("sgd", learning_rate=1.5))
     first = train(config, workdir=tmp_path)

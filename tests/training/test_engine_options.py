@@ -8,7 +8,7 @@ from mtljax.training import MethodConfig, ModelConfig, OptimizerConfig, parallel
 from mtljax.training.loop import load_data, train
 from mtljax.training.program import build_program, data_key, init_state, structure
 
-CONV = ModelConfig("lenet", {"kernels": (3, 3), "padding": "SAME", "features": 16})
+DEEP = ModelConfig("mlp", {"features": (16, 16)})
 SGD = OptimizerConfig("sgd", learning_rate=0.1)
 
 
@@ -30,36 +30,36 @@ def assert_close(actual, expected, rtol):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"mode": "jacrev"}, {"mode": "two_pass"}, {"accumulate": 4}, {"accumulate": 2, "mode": "two_pass"}],
+    [{"mode": "jacrev"}, {"mode": "two_pass"}, {"accumulate": 4}],
     ids=str,
 )
 def test_every_exact_engine_trains_alike(tiny, changes):
     method = MethodConfig("pcgrad")
-    expected, _ = parameters_after(tiny(model=CONV, method=method, optimizer=SGD))
-    actual, _ = parameters_after(tiny(model=CONV, method=method, optimizer=SGD, **changes))
+    expected, _ = parameters_after(tiny(model=DEEP, method=method, optimizer=SGD))
+    actual, _ = parameters_after(tiny(model=DEEP, method=method, optimizer=SGD, **changes))
     assert_close(actual, expected, rtol=1e-5)
 
 
 def test_microbatches_equal_the_batch_for_a_loss_weighting_and_independent_batches(tiny):
-    for method in ("uw", "famo", "modo"):
+    for method in ("famo", "modo"):
         whole = tiny(method=MethodConfig(method), optimizer=SGD, batch_size=48)
         expected, _ = parameters_after(whole)
         actual, _ = parameters_after(tiny(method=MethodConfig(method), optimizer=SGD, batch_size=48, accumulate=4))
         assert_close(actual, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{"mode": "features"}, {"subset": "shared/Dense_0/bias"}], ids=str)
+@pytest.mark.parametrize("changes", [{"mode": "features"}, {"subset": "shared/Dense_1/bias"}], ids=str)
 def test_approximations_train_and_differ(tiny, changes):
     method = MethodConfig("imtl_g")
-    exact, _ = parameters_after(tiny(model=CONV, method=method, optimizer=SGD))
-    actual, _ = parameters_after(tiny(model=CONV, method=method, optimizer=SGD, **changes))
+    exact, _ = parameters_after(tiny(model=DEEP, method=method, optimizer=SGD))
+    actual, _ = parameters_after(tiny(model=DEEP, method=method, optimizer=SGD, **changes))
     pairs = list(zip(jax.tree.leaves(actual["shared"]), jax.tree.leaves(exact["shared"]), strict=True))
     assert all(np.isfinite(a).all() for a, _ in pairs)
     assert max(float(np.abs(a - e).max()) for a, e in pairs) > 1e-6
     # The heads see the same inputs at the first step only, and their own gradient in any case.
     assert_close(
-        parameters_after(tiny(model=CONV, method=method, optimizer=SGD, **changes), 1)[0]["heads"],
-        parameters_after(tiny(model=CONV, method=method, optimizer=SGD), 1)[0]["heads"],
+        parameters_after(tiny(model=DEEP, method=method, optimizer=SGD, **changes), 1)[0]["heads"],
+        parameters_after(tiny(model=DEEP, method=method, optimizer=SGD), 1)[0]["heads"],
         rtol=1e-5,
     )
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from marks import mostly_slow
 
 import mtljax as mtl
 from mtljax import tasks as task_kinds
@@ -103,7 +104,8 @@ SPREADS = {
 
 @pytest.mark.parametrize(
     ("method", "spread"),
-    [("upgrad", spread) for spread in SPREADS] + [("ew", "8 devices"), ("ew", "8 microbatches")],
+    [("ew", "8 devices"), ("ew", "8 microbatches")]
+    + [pytest.param("upgrad", spread, marks=pytest.mark.slow) for spread in SPREADS],
 )
 def test_labels_spread_unevenly_over_devices_and_microbatches_count_the_same(run, method, spread):
     """The two labels of the rare task lie in one part of eight."""
@@ -123,7 +125,7 @@ def test_the_mean_over_parts_of_the_means_would_be_another(run):
 METHODS = ("cagrad", "uw", "famo", "db_mtl", "adatask", "sdmgrad")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", mostly_slow(METHODS, quick=("uw", "adatask")))
 def test_a_step_without_a_task_is_that_of_the_other_tasks(run, method):
     config = run(method)
     present = ("common", "half")
@@ -136,7 +138,9 @@ def test_a_step_without_a_task_is_that_of_the_other_tasks(run, method):
     assert state.monitor.bad_step < 0
 
 
-@pytest.mark.parametrize("method", METHODS[:-1])  # the heads of sdmgrad learn from the last third of a batch alone
+@pytest.mark.parametrize(
+    "method", mostly_slow(METHODS[:-1], quick=("uw", "adatask"))
+)  # the heads of sdmgrad learn from the last third of a batch alone
 def test_a_task_that_comes_and_goes_trains(run, method):
     history, state = trained(run(method), assays(rare_batches=(1, 3)))
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(history))

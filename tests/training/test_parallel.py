@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from marks import mostly_slow
 
 import mtljax as mtl
 from mtljax.training import ModelConfig, OptimizerConfig, parallel, train
@@ -104,12 +105,7 @@ def quick_compiler():
 
 
 # One of a kind by default; compiling the rest takes minutes.
-QUICK = ("famo", "graddrop", "modo", "pcgrad")
-
-
-@pytest.mark.parametrize(
-    "method", [pytest.param(m, marks=() if m in QUICK else pytest.mark.slow) for m in mtl.methods.names()]
-)
+@pytest.mark.parametrize("method", mostly_slow(mtl.methods.names(), quick=("graddrop", "pcgrad")))
 @pytest.mark.usefixtures("quick_compiler")
 def test_eight_devices_equal_one_on_the_full_batch(method):
     with jax.enable_x64(True):
@@ -118,8 +114,8 @@ def test_eight_devices_equal_one_on_the_full_batch(method):
             assert_close(on_eight(method, style), expected)
 
 
-@pytest.mark.parametrize("method", ["pcgrad", *(pytest.param(m, marks=pytest.mark.slow) for m in ("cagrad", "mgda"))])
-@pytest.mark.parametrize("mode", ["features", pytest.param("two_pass", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", mostly_slow(("pcgrad", "cagrad", "mgda"), quick=("pcgrad",)))
+@pytest.mark.parametrize("mode", mostly_slow(("features", "two_pass"), quick=("features",)))
 @pytest.mark.usefixtures("quick_compiler")
 def test_eight_devices_equal_one_in_every_mode(method, mode):
     with jax.enable_x64(True):
@@ -174,7 +170,8 @@ def test_the_whole_step_on_eight_devices_equals_one(tiny, model, changes):
         assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(placed))
 
 
-@pytest.mark.parametrize("style", ["pmap", pytest.param("jit", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("style", ["pmap", "jit"])
 @pytest.mark.usefixtures("quick_compiler")
 def test_a_checkpoint_of_eight_devices_resumes_on_one_and_back(tiny, tmp_path, style):
     config = tiny(optimizer=OptimizerConfig("sgd", learning_rate=0.1), epochs=3)
