@@ -51,7 +51,7 @@ def excess_mtl(learning_rate: Scalar = 0.01, *, num_tasks: int | None = None) ->
     >>> _, state = tx.update(jnp.array([[4.0, 0.0], [0.0, 1.0]]), tx.init(jnp.zeros(2)))
     >>> gradient, state = tx.update(jnp.array([[3.0, 0.0], [0.0, 0.5]]), state)
     >>> [round(float(w), 4) for w in state.weights]
-    [1.2213, 0.7787]
+    [1.1127, 0.8873]
 
     Args:
       learning_rate: η, at least 0. May be a tracer.

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from marks import mostly_slow
 from samplers import (
     DEGENERATE,
     aligned,
@@ -43,7 +44,7 @@ def by_conic_program(jacobian, c):
     return d.value
 
 
-@pytest.mark.parametrize("num_tasks", [2, 3, 5, 10])
+@pytest.mark.parametrize("num_tasks", mostly_slow([2, 3, 5, 10], quick=[2, 10]))
 @pytest.mark.parametrize("sampler", [gaussian, conflicting])
 @pytest.mark.parametrize("c", [0.1, 0.4, 0.8])
 def test_cagrad_solves_its_primal_problem(num_tasks, sampler, c):

@@ -226,8 +226,10 @@ COMPOSITIONS = {
     ),
 }
 # What follows a method sees one gradient whatever the method is: one composition for all, all for one of each kind.
-COMPOSED = [(name, "clipping and apply_if_finite") for name in NAMES] + [
-    (name, composition) for composition in list(COMPOSITIONS)[1:] for name in ("ew", "cagrad", "graddrop")
+COMPOSED = [
+    pytest.param(name, composition, marks=() if name in ("ew", "pcgrad", "graddrop", "adatask") else pytest.mark.slow)
+    for composition in COMPOSITIONS
+    for name in (NAMES if composition == "clipping and apply_if_finite" else ("ew", "pcgrad", "graddrop"))
 ]
 
 

@@ -296,7 +296,7 @@ def test_config_json_is_complete(tiny, tmp_path):
     "model",
     [
         ModelConfig("mlp", {"features": (16,)}),
-        ModelConfig("resnet18", {"width": 2, "blocks": (1, 1), "small_stem": True}),
+        ModelConfig("resnet18", {"width": 2, "blocks": (1,), "small_stem": True}),
     ],
 )
 def test_a_trained_run_can_be_loaded_and_applied(tiny, tmp_path, model):

@@ -105,7 +105,7 @@ def quick_compiler():
 
 
 # One of a kind by default; compiling the rest takes minutes.
-@pytest.mark.parametrize("method", mostly_slow(mtl.methods.names(), quick=("graddrop", "pcgrad")))
+@pytest.mark.parametrize("method", mostly_slow(mtl.methods.names(), quick=("graddrop",)))
 @pytest.mark.usefixtures("quick_compiler")
 def test_eight_devices_equal_one_on_the_full_batch(method):
     with jax.enable_x64(True):
