@@ -69,6 +69,7 @@ def test_a_study_runs_every_cell_once_and_shares_compiled_programs(study, tmp_pa
     assert report.read_text().count("mgda") > 1
 
 
+@pytest.mark.slow
 def test_shared_programs_give_the_numbers_of_separate_runs(study, tmp_path):
     from mtljax.training import train
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from marks import mostly_slow
 from samplers import DEGENERATE, conflicting, gaussian
 from trajectories import OPTIONS, ending_in, run
 
@@ -16,6 +17,11 @@ from mtljax.methods import MethodState
 
 NAMES = mtl.methods.names()
 GRAMIAN = [name for name in NAMES if mtl.methods.describe(name).needs == "gramian"]
+# What comes from the lift, the same for all, is tested by default on these, one of each kind of rule, memory and solver.
+ONE_OF_A_KIND = (
+    *("adatask", "aligned_mtl", "dwa", "ew", "famo", "graddrop", "gradnorm", "mgda"),
+    *("moco", "modo", "nash_mtl", "pcgrad", "rlw", "upgrad", "uw"),
+)
 K = 3
 LOSSES = np.array([0.5, 2.0, 1.0], np.float32)
 
@@ -49,7 +55,7 @@ def test_updates_are_like_the_parameters_and_the_state_keeps_its_form(name, dtyp
         assert state.weights.dtype == jnp.promote_types(dtype, jnp.float32)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", mostly_slow(NAMES, ONE_OF_A_KIND))
 def test_jit_scan_and_vmap_equal_eager(name):
     jacobians = ending_in(gaussian(K, 6, seed=9))
     tx, update = compiled(name)
@@ -124,7 +130,7 @@ def test_one_task_gets_its_own_direction(name):
         assert gradient @ jacobian[0] > 0
 
 
-@pytest.mark.parametrize("name", mtl.methods.names(plain_jacobian=True))
+@pytest.mark.parametrize("name", mostly_slow(mtl.methods.names(plain_jacobian=True), ONE_OF_A_KIND))
 def test_plain_jacobian_and_task_gradients_agree_when_everything_is_shared(name):
     matrix = jnp.asarray(gaussian(K, 6), jnp.float32)
     params = jnp.ones(6)
@@ -141,7 +147,7 @@ def test_plain_jacobian_and_task_gradients_agree_when_everything_is_shared(name)
         np.testing.assert_allclose(other, results[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", mostly_slow(NAMES, ONE_OF_A_KIND))
 def test_a_checkpoint_in_the_middle_changes_nothing(name, tmp_path):
     import orbax.checkpoint as ocp
 
@@ -273,7 +279,7 @@ def test_hyperparameters_in_the_state_are_those_of_the_constructor(name):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", mostly_slow(NAMES, ONE_OF_A_KIND))
 def test_eight_devices_equal_one(name):
     params, step = problem()
     x = jax.random.normal(jax.random.PRNGKey(2), (16, 4))
@@ -296,7 +302,7 @@ def test_eight_devices_equal_one(name):
         np.testing.assert_allclose(a, np.broadcast_to(b, a.shape), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", GRAMIAN)
+@pytest.mark.parametrize("name", mostly_slow(GRAMIAN, ONE_OF_A_KIND))
 def test_update_every_reuses_the_weights_in_between(name):
     jacobians = [jnp.asarray(conflicting(K, 6, seed), jnp.float32) for seed in range(5)]
     tx = mtl.methods.create(name, num_tasks=K, update_every=3, **OPTIONS.get(name, {}))

@@ -66,7 +66,9 @@ def test_the_task_that_falls_least_gets_most():
 def test_bad_losses_leave_the_weights_finite_and_summing_to_the_number_of_tasks_with_a_label(dtype):
     for window in (1, 2):
         weights = bad_losses(dwa(window=window, num_tasks=3), dtype)
-        np.testing.assert_allclose(weights.sum(axis=1), np.sum(~(np.abs(BAD) < np.finfo(dtype).tiny), axis=1), rtol=1e-6)
+        np.testing.assert_allclose(
+            weights.sum(axis=1), np.sum(~(np.abs(BAD) < np.finfo(dtype).tiny), axis=1), rtol=1e-6
+        )
 
 
 def test_infinite_losses_count_as_the_mean_so_far_and_a_mean_of_zero_as_no_change():

@@ -116,15 +116,13 @@ def test_batch_statistics_change_only_by_training(tiny):
 
 
 def test_cells_that_differ_in_numbers_share_one_compiled_step(tiny):
-    base = tiny(method=MethodConfig("gradvac", {"beta": 0.4}))
+    base = tiny(method=MethodConfig("cagrad", {"c": 0.4}))
     data = load_data(base)
     program = build_program(base, data)
     results = []
-    for seed, rate, beta in ((0, 1e-3, 0.4), (1, 1e-3, 0.4), (0, 1e-2, 0.4), (0, 1e-3, 0.9)):
+    for seed, rate, c in ((0, 1e-3, 0.4), (1, 1e-3, 0.4), (0, 1e-2, 0.4), (0, 1e-3, 0.9)):
         optimizer = dataclasses.replace(base.optimizer, learning_rate=rate)
-        config = dataclasses.replace(
-            base, seed=seed, optimizer=optimizer, method=MethodConfig("gradvac", {"beta": beta})
-        )
+        config = dataclasses.replace(base, seed=seed, optimizer=optimizer, method=MethodConfig("cagrad", {"c": c}))
         assert structure(config) == structure(base)
         split = parallel.place(data.splits["train"], program.devices)
         state = parallel.place(init_state(config, data, program), program.devices)
