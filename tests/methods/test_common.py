@@ -17,7 +17,7 @@ from mtljax.methods import MethodState
 
 NAMES = mtl.methods.names()
 GRAMIAN = [name for name in NAMES if mtl.methods.describe(name).needs == "gramian"]
-# What comes from the lift, the same for all, is tested by default on these, one of each kind of rule, memory and solver.
+# What comes from the lift, the same for all, is tested by default on these: one of each kind of rule, memory, solver.
 ONE_OF_A_KIND = (
     *("adatask", "aligned_mtl", "dwa", "ew", "famo", "graddrop", "gradnorm", "mgda"),
     *("moco", "modo", "nash_mtl", "pcgrad", "rlw", "upgrad", "uw"),
