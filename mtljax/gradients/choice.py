@@ -50,7 +50,9 @@ def choose(mode: str, *, num_tasks: int, shared_bytes: int, convolutions: bool) 
     elif mode == "auto":
         mode = "loop"
         reason = "convolutions under vmap are slow on a CPU" if convolutions else "on a CPU unrolled passes are fastest"
-    mapped = mode == "jacrev" or (mode != "loop" and backend != "cpu")
+    # A loop of "two_pass" keeps its gradients apart; written out, some compilers overlap them.
+    in_loops = backend != "cpu" or (mode == "two_pass" and not convolutions)
+    mapped = mode == "jacrev" or (mode != "loop" and in_loops)
     return Choice(mode, reason, size, "mapped" if mapped else "unrolled")
 
 
