@@ -73,13 +73,12 @@ def check_floating(params: PyTree) -> None:
             )
 
 
-def leaf_dependence(linear: Callable[[PyTree], tuple[jax.Array, ...]], params: PyTree) -> list[tuple[int, ...]]:
-    """For each leaf of params, the indices of the outputs of a linear map that depend on it.
+def leaf_dependence(jaxpr: Any) -> list[tuple[int, ...]]:
+    """For each input of the jaxpr of a linear map, the indices of the outputs that depend on it.
 
     Read off linearized losses: they hold no side effects (a jax.debug.print of a head's output is no dependence), and
     nothing behind stop_gradient.
     """
-    jaxpr = jax.make_jaxpr(linear)(params).jaxpr
     outputs = range(len(jaxpr.outvars))
     used = [partial_eval.dce_jaxpr(jaxpr, [j == k for j in outputs])[1] for k in outputs]
     return [tuple(k for k in outputs if used[k][i]) for i in range(len(jaxpr.invars))]

@@ -27,7 +27,7 @@ class Choice(NamedTuple):
     passes: Passes
 
 
-def choose(mode: str, *, num_tasks: int, shared_bytes: int, convolutions: bool) -> Choice:
+def choose(mode: str, *, num_tasks: int, shared_bytes: int, convolutions: bool, scatter: bool = False) -> Choice:
     """Resolves "auto".
 
     Args:
@@ -35,6 +35,7 @@ def choose(mode: str, *, num_tasks: int, shared_bytes: int, convolutions: bool) 
       num_tasks: K.
       shared_bytes: size of the shared parameters.
       convolutions: whether the losses contain convolutions.
+      scatter: whether devices are to share the Jacobian; "auto" is then no mode without one.
 
     Returns:
       The mode: the fastest that was measured for this backend (docs/performance.md), unless the Jacobian would take
@@ -42,7 +43,7 @@ def choose(mode: str, *, num_tasks: int, shared_bytes: int, convolutions: bool) 
     """
     size, backend, memory = num_tasks * shared_bytes, jax.default_backend(), device_memory()
     reason = "asked for"
-    if mode == "auto" and memory is not None and size > memory / 4:
+    if mode == "auto" and not scatter and memory is not None and size > memory / 4:
         mode = "two_pass"
         reason = f"the Jacobian takes more than a quarter of the {_amount(memory)} of memory"
     elif mode == "auto" and backend != "cpu":

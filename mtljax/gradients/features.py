@@ -133,8 +133,10 @@ def prepare_features(linearized: Linearized, halves: Halves, shared: PyTree) -> 
     leaves, treedef = jax.tree.flatten(linearized.params)
     zeros = tuple(map(jnp.zeros_like, halves.z))
     masks = jax.tree.leaves(shared)
-    encoder_leaves = [bool(outputs) for outputs in leaf_dependence(halves.encoder, linearized.params)]
-    heads_tasks = leaf_dependence(lambda tangent: halves.heads(tangent, zeros), linearized.params)
+    encoder_leaves = [
+        bool(outputs) for outputs in leaf_dependence(jax.make_jaxpr(halves.encoder)(linearized.params).jaxpr)
+    ]
+    heads_tasks = leaf_dependence(jax.make_jaxpr(lambda t: halves.heads(t, zeros))(linearized.params).jaxpr)
     params_rows, z_rows = transposed_rows(
         halves.heads, (linearized.params, halves.z), linearized.dtypes, linearized.passes, axis_name
     )

@@ -108,7 +108,8 @@ def build_program(config: TrainConfig, data: MultiTaskData) -> Program:
     tx = build_transformation(config, data)
     batches = methods.describe(config.method.name).batches
     _check_batch(config, len(devices.every), batches)
-    engine = Engine(config.mode, config.subset, config.accumulate, axis_name, config.reduce)
+    reduce = "mean" if axis_name is None else config.reduce  # one device has nobody to share with
+    engine = Engine(config.mode, config.subset, config.accumulate, axis_name, reduce)
     step = make_step(model, data.tasks, tx, engine=engine, batches=batches)
     per_device = config.batch_size // len(devices.every)
 

@@ -289,8 +289,7 @@ def test_devices_that_hold_parts_of_the_jacobian_agree_with_one(transform):
 
 def test_between_solves_a_step_costs_one_backward_pass():
     """Compiled: no more than the summed loss but for the heads, which get their own gradient unscaled."""
-    step, params, x = deep_losses(3, "loop")
-    del step
+    _, params, x = deep_losses(3, "loop")
     tx = mtl.cagrad(num_tasks=3, update_every=10)
 
     def losses_fn(p, x):
@@ -322,6 +321,7 @@ def test_auto_goes_by_backend_and_memory(monkeypatch):
     _, grads = mtl.task_gradients(split_losses, params, x)
     assert grads.choice is not None
     assert grads.choice.mode == "two_pass"
+    assert choice.choose("auto", num_tasks=3, shared_bytes=4096, convolutions=False, scatter=True).mode == "jacrev"
     assert mtl.explain(split_losses, params, x, mode="features").startswith("mode features: asked for")
 
 

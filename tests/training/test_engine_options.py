@@ -89,6 +89,11 @@ def test_the_host_chooses_between_solving_and_reusing_weights(tiny):
     assert_close(states[0].params, states[1].params, rtol=1e-6)
 
 
+def test_a_run_that_scatters_goes_on_with_one_device(tiny):
+    expected, _ = parameters_after(tiny(optimizer=SGD), 1)
+    assert_close(parameters_after(tiny(optimizer=SGD, reduce="scatter"), 1)[0], expected, rtol=1e-6)
+
+
 def test_engine_options_do_not_share_programs(tiny):
     base = structure(tiny())
     changes = [{"mode": "two_pass"}, {"accumulate": 2}, {"subset": "Dense"}, {"parallel": "jit"}, {"reduce": "scatter"}]

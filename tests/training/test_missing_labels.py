@@ -138,9 +138,8 @@ def test_a_step_without_a_task_is_that_of_the_other_tasks(run, method):
     assert state.monitor.bad_step < 0
 
 
-@pytest.mark.parametrize(
-    "method", mostly_slow(METHODS[:-1], quick=("uw", "adatask"))
-)  # the heads of sdmgrad learn from the last third of a batch alone
+# Not sdmgrad: its heads learn from the last third of a batch alone.
+@pytest.mark.parametrize("method", mostly_slow(METHODS[:-1], quick=("uw", "adatask")))
 def test_a_task_that_comes_and_goes_trains(run, method):
     history, state = trained(run(method), assays(rare_batches=(1, 3)))
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(history))
