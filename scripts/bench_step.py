@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Times a whole train step of every engine against the step of the plain summed loss, and against TorchJD's.
+"""Times a whole train step of every engine against the step of the plain summed loss, and against PyTorch libraries.
 
 For each network: the summed loss by jax.grad, a loss weighting, an exact Gramian method (pcgrad) by each engine, and
 the mean step where weights are solved for every ten steps. Everything runs in one process and takes turns, so that
 what else the machine does slows all alike; times are medians, memory is what the compiler reserves beside arguments and
-results. TorchJD's PCGrad with its default settings stands beside where it is installed. The last step is SGD's.
+results. PCGrad of TorchJD (default settings) and of LibMTL (1.1.5) stand beside where they are installed. The last step
+is SGD's.
 
 example: python scripts/bench_step.py --networks mlp lenet --seconds 5
 """
@@ -131,19 +132,25 @@ def steps_of(network: Network, methods: list[str]) -> list[Step]:
     return steps
 
 
+PEERS = {"summed loss, PyTorch": "torch", "PCGrad, TorchJD": "torchjd", "PCGrad, LibMTL": "LibMTL"}
+INSTALLED = [name for name, library in PEERS.items() if importlib.util.find_spec(library) is not None]
+
+
 def torch_steps(network: Network) -> list[Step]:
-    """The same in PyTorch, when TorchJD is installed."""
-    if importlib.util.find_spec("torchjd") is None:
+    """The same in PyTorch, by each of its libraries that is installed."""
+    if not INSTALLED:
         return []
     torch, torch_models = importlib.import_module("torch"), importlib.import_module("torch_models")
-
     torch.manual_seed(0)
     inputs, labels = data_of(network)
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() != "cpu" else "cpu"
+    builders = dict(
+        zip(PEERS, (torch_models.summed_step, torch_models.torchjd_step, torch_models.libmtl_step), strict=True)
+    )
     steps = []
-    for name, method in (("summed loss, PyTorch", "sum"), ("PCGrad, TorchJD", "PCGrad")):
+    for name in INSTALLED:
         encoder = getattr(torch_models, network.encoder)(network.inputs)
-        call = torch_models.torchjd_step(encoder, network.features, inputs, labels, method, device)
+        call = builders[name](encoder, network.features, inputs, labels, device)
         steps.append(Step(name, call, float("nan"), float("nan"), float("nan")))
     return steps
 

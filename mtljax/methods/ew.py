@@ -12,8 +12,8 @@ def ew(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs
     """Equal weighting: d = Σ_k g_k.
 
     The baseline that every other method has to beat, once its optimizer and its regularisation are tuned (Kurin et al.,
-    arXiv:2201.04122). There is nothing to set. The code of some papers takes the mean instead, which a learning rate K
-    times as large makes up for. Cost: one backward pass.
+    arXiv:2201.04122). There is nothing to set, no default and no official code. Where a paper takes the mean instead, a
+    learning rate K times as large makes up for it. Cost: one backward pass.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[1.0, 0.0], [-0.5, 2.0]])

@@ -21,8 +21,8 @@ def scalarization(
 
     With tuned weights it traces much of the Pareto front that multi-task optimizers reach (Xin et al.,
     arXiv:2209.11379), though not its non-convex parts (Hu et al., arXiv:2308.13985). As in any loss weighting, a task's
-    own parameters are scaled by its weight too. By default all weights are one, as in `ew`; the code of every
-    paper has it so. Cost: one backward pass.
+    own parameters are scaled by its weight too. By default all weights are one, as in `ew`. There is no official code;
+    the weights are what there is to tune. Cost: one backward pass.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[1.0, 0.0], [-0.5, 2.0]])

@@ -43,8 +43,8 @@ def sdmgrad(
     code multiplies d by K.
 
     Tasks with a zero gradient on either of the first two batches, without a label there, say, get w_k = 0 instead of
-    stopping the others, and K counts the others. s is kept above ε times the mean norm. If all gradients are zero, d =
-    0.
+    stopping the others, and K counts the others. s is kept above ε times the mean norm. If all gradients are zero,
+    d = 0.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[2.0, 0.0], [0.0, 1.0]])

@@ -13,7 +13,7 @@ def si(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs
     """Scale-invariant scalarization, the baseline of Nash-MTL (Navon et al., arXiv:2202.01017).
 
     d = ∇ Σ_k log L_k, so w_k = 1 / L_k: multiplying a loss by a constant changes nothing. Cost: one backward pass.
-    There is nothing to set. Nash-MTL's code has the same logarithm, without a constant inside. The weights are those of
+    There is nothing to set. Nash-MTL's code has the same sum of logarithms. The weights are those of
     `uw_o`, which comes to them from uncertainty weighting: the two are one rule.
 
     The losses must be positive. A task whose loss is zero, negative, infinite or NaN gets the weight 0, which leaves it

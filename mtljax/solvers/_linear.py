@@ -68,13 +68,14 @@ def on_simplex(w: jax.Array, live: jax.Array) -> jax.Array:
 
 
 def triangular_solve(lower: jax.Array, rhs: jax.Array, *, transpose: bool = False) -> jax.Array:
-    """The x (..., K) with L x = rhs, or L' x = rhs, for lower triangular L (..., K, K)."""
-    solution = lax.linalg.triangular_solve(lower, rhs[..., None], left_side=True, lower=True, transpose_a=transpose)
-    return solution[..., 0]
+    """The x with L x = rhs, or L' x = rhs, for lower triangular L (..., K, K); rhs is (..., K) or rows (..., M, K)."""
+    rows = rhs if rhs.ndim == lower.ndim else rhs[..., None, :]
+    solution = lax.linalg.triangular_solve(lower, rows, left_side=False, lower=True, transpose_a=not transpose)
+    return solution.reshape(rhs.shape)
 
 
 def cholesky_solver(matrix: jax.Array) -> Callable[[jax.Array], jax.Array]:
-    """The solution for a right-hand side (..., K) of the positive definite `matrix`, (..., K, K)."""
+    """The solution for right-hand sides (..., K), or (..., M, K), of the positive definite `matrix`, (..., K, K)."""
     lower = lax.linalg.cholesky(matrix, symmetrize_input=False)
     return lambda rhs: triangular_solve(lower, triangular_solve(lower, rhs), transpose=True)
 

@@ -161,12 +161,13 @@ def _cagrad_path(
         proximal = rounding(norms) * diagonal
         solve = cholesky_solver(curvature + weight * jnp.outer(a, a) + jnp.diag(ratio + proximal))
         excess = jnp.sum(a * y) - 1
-        solve_a = solve(a)
 
-        def direction(target: jax.Array, second_order: jax.Array) -> _Path:
+        def aimed(target: jax.Array, second_order: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
             _, goal = smoothed(r2, target)
             complementarity = (target - second_order) / y
-            dy = solve(complementarity - (h + c * ky / goal - price * a) - weight * excess * a)
+            return complementarity, goal, complementarity - (h + c * ky / goal - price * a) - weight * excess * a
+
+        def direction(complementarity: jax.Array, goal: jax.Array, dy: jax.Array) -> _Path:
             dprice = -(excess + jnp.sum(a * dy)) / jnp.sum(a * solve_a)
             dy = dy + dprice * solve_a
             # symmetrised like the matrix, or the slacks z would no longer be those of e
@@ -185,11 +186,14 @@ def _cagrad_path(
             new = _Path(y + primal * step.y, eta + dual * step.eta, price + dual * step.price, z + dual * step.z)
             return new, jnp.sum(new.y * (q + dual * kd))
 
-        predictor = direction(jnp.zeros_like(mu), jnp.zeros_like(y))
+        *goals, rhs = aimed(jnp.zeros_like(mu), jnp.zeros_like(y))
+        solve_a, dy = solve(jnp.stack([a, rhs]))
+        predictor = direction(*goals, dy)
         guess, guess_along = advanced(predictor)
         target = centred(gap(guess.y, guess.z, product(cosines, guess.y), guess_along), mu)
         total, least = jnp.sum(y), eps**1.5 * c * jnp.sum(y)
-        new = advanced(direction(jnp.maximum(target, least), predictor.y * predictor.z))[0]
+        *goals, rhs = aimed(jnp.maximum(target, least), predictor.y * predictor.z)
+        new = advanced(direction(*goals, solve(rhs)))[0]
         done = (jnp.sum(y * z) < 8 * num_tasks * least) & (jnp.sqrt(r2) - along < 8 * eps * total)
         return advance((new.y, new.z), new, path, done)
 
