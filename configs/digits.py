@@ -9,7 +9,7 @@ trains a small LeNet on MultiDigits, made on the fly from the digits archive ins
     mgda        76.7 ± 6.5, 79.5 ± 4.5, +5.48 ± 2.38     pcgrad 75.5 ± 2.4, 80.2 ± 6.3, +5.82 ± 4.23
     ew          76.0 ± 8.9, 78.9 ± 6.3, +6.29 ± 9.23
 
-The learning rates are not tuned.
+The learning rates are not tuned and there is no tuned weighting of the losses, to be quick: digits_grid.py has both.
 """
 
 from mtljax.ablation import StudyConfig
@@ -34,4 +34,5 @@ def get_config() -> StudyConfig:
             OptimizerConfig("sgd", learning_rate=0.1, options={"momentum": 0.9}),
         ),
         seeds=(0, 1, 2),
+        weight_grid=0,
     )

@@ -1,6 +1,6 @@
 """mtljax: multi-task learning methods as optax transformations, and honest ablations of them, in JAX."""
 
-from mtljax import data, methods, models, tasks
+from mtljax import analysis, data, methods, models, tasks
 from mtljax.gradients import Gramian, TaskGradients, accumulate, explain, split, task_gradients
 from mtljax.methods import (
     adatask,
@@ -16,6 +16,7 @@ from mtljax.methods import (
     excess_mtl,
     fairgrad,
     famo,
+    fs_mtl,
     gls,
     graddrop,
     gradnorm,
@@ -51,6 +52,7 @@ __all__ = [
     "accumulate",
     "adatask",
     "aligned_mtl",
+    "analysis",
     "bmtl",
     "cagrad",
     "conflict_free",
@@ -64,6 +66,7 @@ __all__ = [
     "explain",
     "fairgrad",
     "famo",
+    "fs_mtl",
     "gls",
     "graddrop",
     "gradnorm",

@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     from mtljax.training import processes
     from mtljax.training.config import TrainConfig, load_config
+    from mtljax.training.launch import distributed_flags, engine_line, several_processes
     from mtljax.training.loop import Progress, train
     from mtljax.training.overrides import override
     from mtljax.training.progress import bar
@@ -60,14 +61,14 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         raise ValueError(f"{options.config} returns a {type(config).__name__}; mtljax train needs a TrainConfig")
     config = override(config, overrides)
     workdir = Path(options.workdir or f"runs/{config.name}-{config.method.name}-seed{config.seed}")
-    several = _distributed_flags(options)
+    several = distributed_flags(options)
     again = shlex.join(["mtljax", "train", options.config, "--workdir", str(workdir), "--resume", *several, *overrides])
     how = f"continue with: {again}" if config.checkpoints else "it kept no checkpoints"
     lost = f"the run in {workdir} lost another of its processes and cannot go on alone; {how}"
-    with _several_processes(options, lost):
+    with several_processes(options, lost):
         title = f"{config.name} {config.method.name}"
         shown = bar(title) if processes.is_main() else contextlib.nullcontext(Progress())
-        with shown as progress, _engine_line(config.method.name, progress.line):
+        with shown as progress, engine_line(config.method.name, progress.line):
             result = train(config, workdir=workdir, resume=options.resume, progress=progress)
     if result.interrupted:
         if processes.is_main():
@@ -86,71 +87,6 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _distributed_flags(options: argparse.Namespace) -> list[str]:
-    """The options with which every process of a run is started."""
-    if options.distributed is None:
-        return []
-    flags = ["--distributed" + (f"={options.distributed}" if options.distributed else "")]
-    if options.num_processes is not None:
-        flags.append(f"--num_processes={options.num_processes}")
-    if options.process_id is not None:
-        flags.append(f"--process_id={options.process_id}")
-    return flags
-
-
-@contextlib.contextmanager
-def _several_processes(options: argparse.Namespace, lost: str) -> Iterator[None]:
-    """Joins the other processes, if there are any; when one is lost, this one ends with a sentence."""
-    import jax
-
-    from mtljax.training import processes
-
-    if options.distributed is None:
-        if options.num_processes is not None or options.process_id is not None:
-            raise ValueError("--num_processes and --process_id go with --distributed=HOST:PORT")
-        yield
-        return
-    processes.join(options.distributed or None, options.num_processes, options.process_id)
-    sentence = f"mtljax: process {processes.index()}: {lost}"
-    processes.say_before_abort(sentence)
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):  # memory, not a neighbour
-            raise
-        processes.leave(f"{sentence} ({str(error).splitlines()[0]})")
-
-
-@contextlib.contextmanager
-def _engine_line(method: str, line: Callable[[str], None]) -> Iterator[None]:
-    """Shows, once, how the step computes the gradients of a method that needs one a task."""
-    from mtljax import methods
-
-    said: set[str] = set()
-
-    class Lines(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            text = record.getMessage()
-            if text not in said:
-                said.add(text)
-                line(text)
-
-    log, handler = logging.getLogger("mtljax"), Lines()
-    if methods.describe(method).needs not in ("gramian", "jacobian"):
-        yield
-        return
-    level, propagate = log.level, log.propagate
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
-        log.propagate = propagate
-
-
 def _evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     from mtljax.training.evaluation import evaluate_run
@@ -161,10 +97,9 @@ def _evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _ablate(options: argparse.Namespace, overrides: list[str]) -> int:
-    from mtljax.ablation import StudyConfig, StudyInterruptedError, run_study, write_report
+    from mtljax.ablation import StudyConfig, StudyInterruptedError, run_study
     from mtljax.ablation.progress import study_bar
-    from mtljax.ablation.report import read_cells
-    from mtljax.ablation.statistics import summarize, text_table, verdict
+    from mtljax.training.compilation import kept_programs
     from mtljax.training.config import load_config
     from mtljax.training.overrides import override
 
@@ -173,28 +108,96 @@ def _ablate(options: argparse.Namespace, overrides: list[str]) -> int:
         raise ValueError(f"{options.config} returns a {type(study).__name__}; mtljax ablate needs a StudyConfig")
     study = override(study, overrides)
     directory = Path(options.workdir or f"runs/{study.name}")
-    where = ["--workdir", str(directory)] if options.workdir else []
-    command = shlex.join(["mtljax", "ablate", options.config, *where, *overrides])
+    command = shlex.join(["mtljax", "ablate", options.config, *_ablate_flags(options), *overrides])
     start = time.perf_counter()
-    try:
-        with study_bar() as progress:
-            run_study(study, directory, command=command, progress=progress)
-    except StudyInterruptedError as interrupted:
-        print(f"{interrupted}: finished runs are kept in {directory}; continue with: {command}", file=sys.stderr)
-        return _INTERRUPTED[str(interrupted)]
+    with kept_programs():
+        if options.dry_run:
+            return _dry_run(study, directory, options)
+        try:
+            with study_bar() as progress:
+                records = run_study(
+                    study,
+                    directory,
+                    command=command,
+                    progress=progress,
+                    strategy=options.strategy,
+                    jobs=options.jobs,
+                    yes=options.yes,
+                    retry_failed=options.retry_failed,
+                )
+        except (StudyInterruptedError, KeyboardInterrupt) as interrupted:
+            signal_name = str(interrupted) or "SIGINT"
+            print(f"{signal_name}: finished cells are kept in {directory}; continue with: {command}", file=sys.stderr)
+            return _INTERRUPTED[signal_name]
+    return _found(directory, command, len(records), time.perf_counter() - start)
+
+
+def _ablate_flags(options: argparse.Namespace) -> list[str]:
+    """The options with which a study is continued."""
+    flags = ["--workdir", options.workdir] if options.workdir else []
+    if options.strategy:
+        flags.append(f"--strategy={options.strategy}")
+    if options.jobs is not None:
+        flags.append(f"--jobs={options.jobs}")
+    return flags + (["--yes"] if options.yes else [])
+
+
+def _dry_run(study: Any, directory: Path, options: argparse.Namespace) -> int:
+    """Says what a study would do, and how long it would take."""
+    from mtljax.ablation.estimate import cell_table, estimate
+    from mtljax.ablation.strategies.grouping import by_structure
+    from mtljax.ablation.study import find_strategy, plan
+
+    strategy, _ = find_strategy(options.strategy)
+    found = plan(study, directory, jobs=options.jobs, yes=options.yes, retry_failed=options.retry_failed)
+    console = _console(100)
+    console.print(cell_table(found))
+    count = len(by_structure(found.left))
+    console.print(
+        f"{len(found.cells)} cells, {len(found.left)} left to run; they share {count} programs, each compiled once",
+        highlight=False,
+        soft_wrap=True,
+    )
+    left = estimate(found)
+    several = (options.jobs or 1) if strategy in ("processes", "ray") else 1
+    text = f"time left: unknown ({left.source})"
+    if left.seconds is not None:
+        shared = f", divided by {several} jobs" if several > 1 else ""
+        text = f"time left: about {_duration(left.seconds / several)} ({left.source}{shared})"
+    console.print(text, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _found(directory: Path, command: str, cells: int, seconds: float) -> int:
+    """Writes the report of a study and prints what it says."""
+    from mtljax.ablation import write_report
+    from mtljax.ablation.report import read_cells
+    from mtljax.ablation.statistics import summarize, text_table, verdict
+
     report = write_report(directory)
     records, _ = read_cells(directory)
     summary = summarize(records, command=command)
-    console = Console() if sys.stdout.isatty() else Console(width=100)
+    console = _console(100)
     console.print(text_table(summary))
     console.print(verdict(summary), highlight=False)
     failed = sum(record["status"] != "finished" for record in records)
     if failed:
-        again = f"delete their files in {directory / 'cells'} to run them again"
-        console.print(f"{failed} runs failed and are kept as such; {again}", highlight=False, soft_wrap=True)
-    console.print(f"{len(records)} runs, {time.perf_counter() - start:.0f} s in this call", highlight=False)
+        again = f"to run them again: {command} --retry-failed"
+        console.print(f"{failed} cells failed and are kept as such; {again}", highlight=False, soft_wrap=True)
+    console.print(f"{cells} cells, {seconds:.0f} s in this call", highlight=False)
     console.print(f"report:      {report}\nraw results: {directory / 'results.csv'}", highlight=False, soft_wrap=True)
     return 1 if failed else 0
+
+
+def _console(width: int) -> Console:
+    """Standard output; where it is no terminal, it has this width."""
+    return Console() if sys.stdout.isatty() else Console(width=width)
 
 
 def _report(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -224,7 +227,7 @@ def _methods(options: argparse.Namespace, overrides: list[str]) -> int:
         method = methods.describe(name)
         properties = ", ".join(prop for prop in methods.PROPERTIES if prop in method.properties)
         table.add_row(name, method.family, method.needs, method.backward_passes, properties, method.paper)
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console = _console(140)
     console.print(table)
     for prop, meaning in methods.PROPERTIES.items():
         console.print(f"{prop}: {meaning}", highlight=False)
@@ -281,11 +284,25 @@ def _parser() -> argparse.ArgumentParser:
     ablate = command(
         "ablate",
         _ablate,
-        "run a study: methods x optimizers x seeds and single-task baselines; finished runs are kept and skipped",
+        "run a study, a grid of runs with single-task baselines and tuned scalarization; finished cells are kept",
         'mtljax ablate configs/digits.py --base.epochs=4 --seeds="(0, 1, 2, 3, 4)"',
     )
     ablate.add_argument("config", metavar="CONFIG", help="Python file with get_config() returning a StudyConfig")
     ablate.add_argument("--workdir", help="directory of the study (default: runs/NAME)")
+    ablate.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="cells at once, where the strategy runs several"
+    )
+    ablate.add_argument(
+        "--strategy",
+        default="sequential",
+        metavar="S",
+        help="how cells run: sequential (default), vmap, processes or ray",
+    )
+    ablate.add_argument(
+        "--dry-run", action="store_true", help="list cells and programs, estimate the time, run nothing"
+    )
+    ablate.add_argument("--yes", action="store_true", help="run more than 10,000 cells")
+    ablate.add_argument("--retry-failed", action="store_true", help="run the cells again that failed")
     ablate.set_defaults(takes_overrides=True)
 
     report = command("report", _report, "rebuild the report of a study from its records", "mtljax report runs/digits")

@@ -14,7 +14,7 @@ from mtljax.ablation import StudyConfig
 from mtljax.training import *
 def get_config():
     return StudyConfig(
-        name="cli", question="Which?", seeds=(0,), methods=(MethodConfig("ew"), MethodConfig("cagrad")),
+        name="cli", question="Which?", seeds=(0,), weight_grid=0, methods=(MethodConfig("ew"), MethodConfig("cagrad")),
         base=TrainConfig(
             name="cli", data=DataConfig("digits", {"num_train": 256, "num_validation": 100, "num_test": 100}),
             model=ModelConfig("mlp", {"features": (16,)}), batch_size=64, epochs=1, tensorboard=False, devices=1,
@@ -27,6 +27,7 @@ def get_config():
 def config(tmp_path, monkeypatch):
     """A small study's config file, in an empty current directory."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MTLJAX_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "cli.py"
     path.write_text(TINY)
     return str(path)
@@ -64,6 +65,15 @@ def test_ablate_prints_a_table_and_where_the_report_is(config, capsys):
     Path("runs/cli/report.html").unlink()
     assert main(["report", "runs/cli"]) == 0
     assert Path("runs/cli/report.html").is_file()
+    assert list(Path("cache/compiled").iterdir())  # programs are kept for the next process
+
+    assert main(["ablate", config, "--base.epochs=2", "--dry-run"]) == 0
+    assert "4 cells, 0 left to run" in capsys.readouterr().out
+    assert main(["ablate", config, "--base.epochs=2", "--seeds=(0, 1)", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "8 cells, 4 left to run; they share 4 programs, each compiled once" in out
+    assert "(from 4 finished cells)" in out
+    assert len(list(Path("runs/cli/cells").iterdir())) == 4
 
 
 def test_methods_lists_every_method(capsys):
@@ -86,6 +96,11 @@ def test_methods_lists_every_method(capsys):
         (["evaluate", "nowhere"], "nowhere holds no run"),
         (["report", "nowhere"], "nowhere"),
         (["ablate", "CONFIG", "--base.method.name=cagard", "--seeds=()"], "is empty: seeds lists nothing"),
+        (
+            ["ablate", "CONFIG", "--weight_grid=9999"],
+            "has about 10,003 cells, more than 10,000: add --yes if you mean it",
+        ),
+        (["ablate", "CONFIG", "--strategy=vmpa", "--dry-run"], "unknown strategy 'vmpa': did you mean 'vmap'"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_status_2(config, capsys, arguments, message):

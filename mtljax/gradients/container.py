@@ -29,6 +29,7 @@ class TaskGradients:
       losses: (K,) losses in that order, or None when unknown.
       shared: pytree of bools like params; only shared leaves enter Gramians.
       choice: the mode and why it was chosen, None for an explicit Jacobian.
+      changed: whether `map` or `with_jacobian` has put something else in place of the gradients of the losses.
     """
 
     tasks: tuple[str, ...] | None
@@ -38,10 +39,12 @@ class TaskGradients:
     _leaf_tasks: tuple[tuple[int, ...], ...]  # for each leaf of params, the tasks with a gradient there
     _subset: PyTree  # the shared leaves that enter Gramians
     choice: Choice | None = None
+    changed: bool = False
     _jacobian: PyTree | None = None
     _linearized: Linearized | None = None
     _prepare: Callable[[], Prepared] | None = None
     _prepared: Prepared | None = None
+    _again: Callable[[PyTree], "TaskGradients"] | None = None
 
     @classmethod
     def from_jacobian(
@@ -161,7 +164,11 @@ class TaskGradients:
 
     def map(self, fn: Callable[[PyTree], PyTree]) -> "TaskGradients":
         """Applies `fn` to the Jacobian pytree (leading task axis kept); the shared/own split stays as it is."""
-        return dataclasses.replace(self, _jacobian=fn(self.jacobian()), _prepared=None)
+        return self.with_jacobian(fn(self.jacobian()))
+
+    def with_jacobian(self, jacobian: PyTree) -> "TaskGradients":
+        """Other rows in place of these: pytree like params, each leaf (K, *shape); losses and shared/own split stay."""
+        return dataclasses.replace(self, _jacobian=jacobian, _prepared=None, changed=True)
 
     def at(self, params_per_task: PyTree) -> "TaskGradients":
         """The gradients with task k evaluated at its own parameters, as sharpness-aware methods need.
@@ -179,6 +186,31 @@ class TaskGradients:
         jacobian, losses = self._source("at").at(params_per_task)
         return dataclasses.replace(self, _jacobian=jacobian, losses=losses, _prepared=None)
 
+    def changes(self, move: Callable[[PyTree], tuple[PyTree, jax.Array]]) -> PyTree:
+        """How the gradients change when each task moves by its own, one task at a time.
+
+        Args:
+          move: `gradient -> (params, moved)`, all with a leading axis of size 1: a task's gradient to its parameters,
+            and whether they are others.
+
+        Returns:
+          The differences: pytree like params, each leaf (K, *shape), 0 where nothing moved.
+
+        Raises:
+          ValueError: if the gradients were made from an explicit Jacobian.
+        """
+        return self._source("changes").changes(move)
+
+    def moved_to(self, params: PyTree) -> "TaskGradients":
+        """The gradients of the same losses on the same data at other parameters, as lazy as these.
+
+        Raises:
+          ValueError: if the gradients were made from an explicit Jacobian.
+        """
+        self._source("moved_to")
+        assert self._again is not None
+        return self._again(params)
+
     def losses_at(self, params: PyTree) -> dict[str, jax.Array]:
         """The losses at other parameters, on the same data: dict of scalars by task."""
         source = self._source("losses_at")
@@ -193,6 +225,15 @@ class TaskGradients:
     def with_losses(self, losses: jax.Array) -> "TaskGradients":
         """The same gradients with other (K,) losses beside them."""
         return dataclasses.replace(self, losses=losses)
+
+    @property
+    def params(self) -> PyTree:
+        """The parameters the gradients were taken at.
+
+        Raises:
+          ValueError: if the gradients were made from an explicit Jacobian.
+        """
+        return self._source("params").params
 
     def _rows(self) -> list[jax.Array]:
         """The Jacobian over the parameters that enter Gramians, in pieces (K, n_i)."""

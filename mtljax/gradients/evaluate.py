@@ -130,6 +130,12 @@ def task_gradients(
         axis_name=axis_name,
     )
     values = mean(values, axis_name)
+
+    def again(params: PyTree) -> TaskGradients:
+        some = None if subset is None else chosen
+        options: Any = {"shared": mask, "subset": some, "mode": mode, "axis_name": axis_name, "reduce": reduce}
+        return task_gradients(losses_fn, params, *args, has_aux=has_aux, **options)[1]
+
     grads = TaskGradients(
         tasks=names,
         losses=jnp.stack(values),
@@ -140,6 +146,7 @@ def task_gradients(
         _subset=chosen,
         _linearized=linearized,
         _prepare=_preparation(linearized, halves, mask, chosen, leaf_tasks, choice.mode, subset is not None, reduce),
+        _again=again,
     )
     losses = dict(zip(names, values, strict=True))
     return ((losses, aux) if has_aux else losses), grads

@@ -96,6 +96,31 @@ class Linearized(NamedTuple):
             jacobian = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
         return mean((jacobian, losses), self.axis_name)
 
+    def changes(self, move: Callable[[PyTree], tuple[PyTree, jax.Array]]) -> PyTree:
+        """Row k: the gradient of task k where `move` takes it, minus that at `params`, one task at a time.
+
+        So two gradients live at a time beside the result.
+        """
+        pullback = jax.linear_transpose(self.linear, self.params)
+
+        def row(one_hot: jax.Array, select: Callable[[tuple[jax.Array, ...]], jax.Array]) -> PyTree:
+            cotangents = tuple(one_hot[k].astype(dtype) for k, dtype in enumerate(self.dtypes))
+            before = mean(pullback(varying(cotangents, self.axis_name))[0], self.axis_name)
+            points, moved = move(jax.tree.map(lambda leaf: leaf[None], before))
+            params = varying(jax.tree.map(lambda leaf: leaf[0], points), self.axis_name)
+            after = mean(jax.grad(lambda p: select(self.losses_fn(p)))(params), self.axis_name)
+            return jax.tree.map(lambda a, b: jnp.where(moved[0], a - b, 0), after, before)
+
+        basis = jnp.eye(len(self.tasks))
+        if self.passes == "mapped":
+            return lax.map(lambda one_hot: row(one_hot, lambda losses: jnp.sum(one_hot * jnp.stack(losses))), basis)
+        rows = []
+        for k in range(len(self.tasks)):
+            # As in two_pass: task k waits for task k - 1.
+            basis = lax.optimization_barrier((basis, rows[-1]))[0] if rows else basis
+            rows.append(row(basis[k], lambda losses, k=k: losses[k]))
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+
 
 def prepare_subset(linearized: Linearized, shared: PyTree, chosen: PyTree) -> Prepared:
     """Gramian over the chosen leaves alone; the combination is one backward pass of the weighted sum.

@@ -40,6 +40,7 @@ from mtljax.methods.ew import ew
 from mtljax.methods.excess_mtl import excess_mtl
 from mtljax.methods.fairgrad import fairgrad
 from mtljax.methods.famo import famo
+from mtljax.methods.fs_mtl import fs_mtl
 from mtljax.methods.gls import gls
 from mtljax.methods.graddrop import graddrop
 from mtljax.methods.gradnorm import gradnorm
@@ -83,6 +84,7 @@ __all__ = [
     "excess_mtl",
     "fairgrad",
     "famo",
+    "fs_mtl",
     "gls",
     "graddrop",
     "gradnorm",
@@ -158,6 +160,8 @@ class Method:
     def backward_passes(self) -> str:
         """Backward passes of one update."""
         passes = "K" if self.needs in ("gramian", "jacobian") else "1"
+        if not self.plain_jacobian:
+            passes = f"2{passes}"  # here and at perturbed parameters
         if self.batches > 1:
             passes += f", on each 1/{self.batches} of the batch"
         return passes + (" and 1 forward" if self.losses_after else "")
@@ -200,6 +204,9 @@ _REGISTRY = {
     ),
     "famo": Method(
         famo, needs="losses", paper="2306.03792", properties=(*_COMMON, "linear", "scale-free"), losses_after=True
+    ),
+    "fs_mtl": Method(
+        fs_mtl, needs="jacobian", paper="2211.13723", properties=("permutable", "homogeneous"), plain_jacobian=False
     ),
     "gls": Method(gls, needs="losses", paper="1904.08492", properties=(*_COMMON, "linear", "scale-free")),
     "graddrop": Method(graddrop, needs="jacobian", paper="2010.06808", properties=("permutable", "homogeneous")),

@@ -41,8 +41,8 @@ def db_mtl(
 
     A task whose loss is not positive has no log loss: it is left out of that update, its own parameters too, and its
     average waits; t counts the updates in which a task has a label. So is a task whose average is zero; if all are,
-    d = 0. Gradients of log losses beyond the dtype's range (a gradient of 1e15 at a loss of 1e-30, say) are shortened to
-    fit.
+    d = 0. Gradients of log losses beyond the dtype's range (a gradient of 1e15 at a loss of 1e-30, say) are shortened
+    to fit.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> tx = mtl.db_mtl(num_tasks=2)

@@ -186,14 +186,14 @@ def _cagrad_path(
             new = _Path(y + primal * step.y, eta + dual * step.eta, price + dual * step.price, z + dual * step.z)
             return new, jnp.sum(new.y * (q + dual * kd))
 
-        *goals, rhs = aimed(jnp.zeros_like(mu), jnp.zeros_like(y))
+        complementarity, goal, rhs = aimed(jnp.zeros_like(mu), jnp.zeros_like(y))
         solve_a, dy = solve(jnp.stack([a, rhs]))
-        predictor = direction(*goals, dy)
+        predictor = direction(complementarity, goal, dy)
         guess, guess_along = advanced(predictor)
         target = centred(gap(guess.y, guess.z, product(cosines, guess.y), guess_along), mu)
         total, least = jnp.sum(y), eps**1.5 * c * jnp.sum(y)
-        *goals, rhs = aimed(jnp.maximum(target, least), predictor.y * predictor.z)
-        new = advanced(direction(*goals, solve(rhs)))[0]
+        complementarity, goal, rhs = aimed(jnp.maximum(target, least), predictor.y * predictor.z)
+        new = advanced(direction(complementarity, goal, solve(rhs)))[0]
         done = (jnp.sum(y * z) < 8 * num_tasks * least) & (jnp.sqrt(r2) - along < 8 * eps * total)
         return advance((new.y, new.z), new, path, done)
 

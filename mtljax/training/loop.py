@@ -8,9 +8,8 @@ import contextlib
 import json
 import math
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +32,7 @@ from mtljax.training.records import (
     evaluation_record,
     train_record,
 )
+from mtljax.training.signals import stop_requests
 from mtljax.training.state import TrainState, restarted
 from mtljax.training.workdir import prepare
 
@@ -199,14 +199,14 @@ def _run(config: TrainConfig, data: MultiTaskData, program: Program, begin: _Sta
     start = time.perf_counter()
     timer, under_way = StepTimer(), collections.deque()
     progress.start(step, total)
-    stopped, stop, together = _stops_early(config, log, program), None, True
+    stopped, stop, together = stops_early(config, log, program), None, True
 
     def evaluated(params: PyTree, model_state: PyTree, name: str) -> Metrics:
         found = evaluate(program.evaluation, params, model_state, splits[name])
         # One process's numbers for all: what is decided from them must not differ by a rounding error.
         return jax.tree.map(float, processes.from_main(found))
 
-    with _stop_requests() as request:
+    with stop_requests() as request:
         while step < total and not stopped and (stop := _agreed(request, together)) is None:
             if step // program.steps_per_epoch != epoch:
                 epoch = step // program.steps_per_epoch
@@ -223,14 +223,14 @@ def _run(config: TrainConfig, data: MultiTaskData, program: Program, begin: _Sta
             together = evaluating or step % config.log_every == 0
             if together:
                 timer.pause(state)
-                check_finite(program, state)
-                log.write(train_record(program, state, metrics, start))
-                monitor = restarted(parallel.fetch(state.monitor, devices))
-                state = state._replace(monitor=parallel.place(jax.device_get(monitor), devices))
+                monitor, weights = jax.device_get(parallel.fetch((state.monitor, metrics["weights"]), devices))
+                check_finite(program, monitor)
+                log.write(train_record(program, step, monitor, weights, time.perf_counter() - start))
+                state = state._replace(monitor=parallel.place(jax.device_get(restarted(monitor)), devices))
             if evaluating:
                 params, model_state = parallel.fetch((state.params, state.model_state), devices)
                 found = evaluated(params, model_state, "validation")
-                log.write(evaluation_record(program, "validation", step, found, start))
+                log.write(evaluation_record(program, "validation", step, found, time.perf_counter() - start))
                 check_evaluation(found, step)
                 value = score(program, found)
                 if best is None or value > best.score:
@@ -240,7 +240,7 @@ def _run(config: TrainConfig, data: MultiTaskData, program: Program, begin: _Sta
                 progress.line(epoch_line(program, step, total, found, timer))
                 if checkpoints is not None:
                     ckpt.save_last(checkpoints, parallel.fetch(state, devices))
-                stopped = _stops_early(config, log, program)
+                stopped = stops_early(config, log, program)
                 timer.resume()
         interrupted = stop if step < total and not stopped else None
 
@@ -257,7 +257,7 @@ def _run(config: TrainConfig, data: MultiTaskData, program: Program, begin: _Sta
     if not interrupted:
         validation = evaluated(best.params, best.model_state, "validation")
         test = evaluated(best.params, best.model_state, "test")
-        log.write(evaluation_record(program, "test", best.step, test, start))
+        log.write(evaluation_record(program, "test", best.step, test, time.perf_counter() - start))
     return Result(
         validation=validation,
         test=test,
@@ -316,31 +316,9 @@ def _best_so_far(
     return _Best(value, step, *network)
 
 
-def _stops_early(config: TrainConfig, log: RunLog, program: Program) -> bool:
+def stops_early(config: TrainConfig, log: RunLog, program: Program) -> bool:
     """Whether the last `patience` evaluations all failed to beat the best before them."""
     values = [value for value, _ in _validation_scores(log, program)]
     return (
         config.patience is not None and bool(values) and len(values) - 1 - values.index(max(values)) >= config.patience
     )
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[list[str]]:
-    """Collects the name of SIGTERM or SIGINT instead of dying; a second Ctrl-C interrupts at once."""
-    request: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-
-    def on_signal(number: int, frame: Any) -> None:
-        del frame
-        if request and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        request.append(signal.Signals(number).name)
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -4,8 +4,10 @@ Numeric hyperparameters are injected into the state, so that runs which differ o
 """
 
 import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import optax
 
 from mtljax import methods
@@ -20,12 +22,19 @@ _OPTIMIZERS = {
     "sgd": optax.sgd,
 }
 # What shapes the state or the program stays a constant.
-_STATIC = ("num_tasks", "update_every")
+_STATIC = ("num_tasks", "update_every", "perturb_every")
 
 
 def names() -> tuple[str, ...]:
     """The names of the optimizers, sorted."""
     return tuple(sorted(_OPTIMIZERS))
+
+
+def describe(name: str) -> Callable[..., optax.GradientTransformation]:
+    """The optax function of an optimizer; raises ValueError naming the nearest one when there is none."""
+    if name not in _OPTIMIZERS:
+        raise unknown("optimizer", name, _OPTIMIZERS)
+    return _OPTIMIZERS[name]
 
 
 def transformation(
@@ -49,7 +58,7 @@ def transformation(
     """
     stages: list[optax.GradientTransformation] = [_injected_method(method, num_tasks, seed, steps_per_epoch)]
     if optimizer.clip_norm is not None:
-        stages.append(optax.inject_hyperparams(optax.clip_by_global_norm)(max_norm=optimizer.clip_norm))
+        stages.append(optax.inject_hyperparams(optax.clip_by_global_norm)(max_norm=float(optimizer.clip_norm)))
     stages.append(_injected_optimizer(optimizer))
     factor = _schedule(optimizer, steps_per_epoch * epochs)
     if factor is not None:
@@ -57,29 +66,101 @@ def transformation(
     return optax.chain(*stages)
 
 
+def resolved(method: MethodConfig) -> MethodConfig:
+    """The method that runs: `fs_mtl` with rho 0 is its base method, one aggregation and nothing perturbed."""
+    options = method.options
+    if method.name == "fs_mtl" and options.get("rho") == 0 and not options.get("rho_heads"):
+        return base_of(method)
+    return method
+
+
+def base_of(method: MethodConfig) -> MethodConfig:
+    """The method that aggregates: that inside of `fs_mtl`, any other itself."""
+    if method.name != "fs_mtl":
+        return method
+    build = methods.describe("fs_mtl").build
+    name = method.options.get("base", inspect.signature(build).parameters["base"].default)
+    options = method.options.get("base_options") or {}
+    if not isinstance(name, str) or name == "fs_mtl":
+        raise ValueError(f"option base of method fs_mtl must be the name of another method, got {name!r}")
+    if not isinstance(options, dict):
+        raise ValueError(f"option base_options of method fs_mtl must be a dict of its hyperparameters, got {options!r}")
+    return MethodConfig(name, options)
+
+
+def injects_base(method: MethodConfig) -> bool:
+    """Whether the numbers in `base_options` are in the state too; where pairs are aggregated they are constants."""
+    return method.name == "fs_mtl" and method.options.get("aggregate", "decomposed") in ("decomposed", "direct")
+
+
+def solve_every(method: MethodConfig) -> int:
+    """Steps between those in which the method does all its work; in between it reuses weights or perturbations."""
+    method = resolved(method)
+    inner = base_of(method).options.get("update_every")
+    return method.options.get("update_every") or method.options.get("perturb_every") or inner or 1
+
+
 def _injected_method(
     config: MethodConfig, num_tasks: int, seed: int, steps_per_epoch: int
 ) -> optax.GradientTransformationExtraArgs:
+    config = resolved(config)
     build = methods.describe(config.name).build
     check_options(f"method {config.name}", config.options, build, exclude=("num_tasks",))
     methods.create(config.name, num_tasks, **config.options)  # checks values
     parameters = inspect.signature(build).parameters
     own = {name: value for name, value in (("seed", seed), ("window", steps_per_epoch)) if name in parameters}
     static = tuple(name for name in _STATIC if name in parameters)
-    return optax.inject_hyperparams(build, static_args=static)(num_tasks=num_tasks, **{**own, **config.options})
+    given = {name: _traced(value, parameters[name].default) for name, value in config.options.items()}
+    if injects_base(config):
+        given["base"] = _injected_method(base_of(config), num_tasks, seed, steps_per_epoch)
+        given["base_options"] = None
+    return optax.inject_hyperparams(build, static_args=static)(num_tasks=num_tasks, **{**own, **given})
+
+
+def by_task(options: Mapping[str, Any], tasks: Iterable[str], what: str) -> dict[str, Any]:
+    """The options with dicts by task name turned into values in sorted order of the names.
+
+    Raises:
+      ValueError: if a dict names other tasks.
+    """
+    names = sorted(tasks)
+    found = dict(options)
+    for key, value in options.items():
+        if key == "base_options" and isinstance(value, Mapping):
+            found[key] = by_task(value, names, "the base method")
+        elif isinstance(value, Mapping):
+            if sorted(value) != names:
+                raise ValueError(f"option {key} of {what} is for {sorted(value)}, but the tasks are {names}")
+            found[key] = [value[name] for name in names]
+    return found
+
+
+def numbers(value: Any) -> int | None:
+    """How many numbers a hyperparameter is that may be traced: 0 for one alone, None for what shapes the program."""
+    if isinstance(value, Mapping):
+        return numbers(list(value.values()))
+    if isinstance(value, (list, tuple)):
+        return len(value) if value and all(numbers(item) == 0 for item in value) else None
+    return 0 if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _traced(value: Any, default: Any) -> Any:
+    """A hyperparameter in the type it always has in the state, so that 1 and 0.5 share a program."""
+    if isinstance(value, (list, tuple)) and numbers(value):
+        return np.asarray(value, np.float32)
+    return float(value) if isinstance(default, float) and isinstance(value, int) else value
 
 
 def _injected_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    if config.name not in _OPTIMIZERS:
-        raise unknown("optimizer", config.name, _OPTIMIZERS)
-    build = _OPTIMIZERS[config.name]
-    parameters = inspect.signature(build).parameters
-    check_options(f"optimizer {config.name}", config.options, build, exclude=("learning_rate",))
-    for key, value in config.options.items():
+    build = describe(config.name)
+    parameters, options = inspect.signature(build).parameters, config.options
+    check_options(f"optimizer {config.name}", options, build, exclude=("learning_rate",))
+    for key, value in options.items():
         if not isinstance(value, (int, float, type(None))):
             raise ValueError(f"option {key} of optimizer {config.name} must be a number, true or false, got {value!r}")
-    static = tuple(name for name, p in parameters.items() if p.default is None and name not in config.options)
-    return optax.inject_hyperparams(build, static_args=static)(learning_rate=config.learning_rate, **config.options)
+    static = tuple(name for name, p in parameters.items() if p.default is None and name not in options)
+    given = {key: value if isinstance(value, (bool, type(None))) else float(value) for key, value in options.items()}
+    return optax.inject_hyperparams(build, static_args=static)(learning_rate=float(config.learning_rate), **given)
 
 
 def _schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule | None:

@@ -4,7 +4,7 @@ import ast
 import dataclasses
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 from mtljax.errors import unknown
@@ -47,11 +47,32 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
         key, separator, value = text.removeprefix("--").partition("=")
         if not text.startswith("--") or not separator or not key:
             raise ValueError(f"cannot read {text!r}: overrides look like --optimizer.learning_rate=3e-4")
-        config = _replace(config, key.split("."), value, key)
+        config = _replace(config, key.split("."), value, key, _parsed)
     return config
 
 
-def _replace(config: Any, keys: list[str], value: str, full: str) -> Any:
+def replaced(config: Config, key: str, value: Any) -> Config:
+    """A copy with one field set, checked as `override` checks it.
+
+    >>> from mtljax.training import TrainConfig
+    >>> replaced(TrainConfig(), "model.options.features", (32, 64)).model.options
+    {'features': (32, 64)}
+
+    Args:
+      config: a frozen dataclass, possibly of dataclasses.
+      key: `path.to.field`.
+      value: the value, not text.
+
+    Returns:
+      A changed copy.
+
+    Raises:
+      ValueError: on an unknown key (naming the nearest) or a value of the wrong type.
+    """
+    return _replace(config, key.split("."), value, key, lambda hint, value: value)
+
+
+def _replace(config: Any, keys: list[str], value: Any, full: str, read: Callable[[Any, Any], Any]) -> Any:
     hints = typing.get_type_hints(type(config))
     key, *rest = keys
     prefix = full[: len(full) - len(".".join(keys))]
@@ -62,12 +83,12 @@ def _replace(config: Any, keys: list[str], value: str, full: str) -> Any:
         if not rest:
             names = ", ".join(f"{full}.{name}" for name in typing.get_type_hints(type(current)))
             raise ValueError(f"{full} is a group: set one of {names}")
-        return dataclasses.replace(config, **{key: _replace(current, rest, value, full)})
+        return dataclasses.replace(config, **{key: _replace(current, rest, value, full, read)})
     if isinstance(current, dict) and len(rest) == 1:
-        return dataclasses.replace(config, **{key: {**current, rest[0]: _literal(value)}})
+        return dataclasses.replace(config, **{key: {**current, rest[0]: read(Any, value)}})
     if rest:
         raise ValueError(f"{prefix + key} is a single value and has no field {'.'.join(rest)!r}")
-    return dataclasses.replace(config, **{key: _checked(hints[key], _parsed(hints[key], value), full)})
+    return dataclasses.replace(config, **{key: _checked(hints[key], read(hints[key], value), full)})
 
 
 def _parsed(hint: Any, text: str) -> Any:

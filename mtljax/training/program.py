@@ -20,7 +20,7 @@ from mtljax.models import MultiTaskModel
 from mtljax.tasks import Task, metric_values
 from mtljax.training import parallel
 from mtljax.training.config import TrainConfig, to_dict
-from mtljax.training.optimizers import transformation
+from mtljax.training.optimizers import base_of, by_task, injects_base, numbers, resolved, solve_every, transformation
 from mtljax.training.state import TrainState, new_monitor
 from mtljax.training.step import Engine, make_evaluation, make_step
 
@@ -41,6 +41,7 @@ class Program(NamedTuple):
         compile to a program of their own, with one backward pass.
       shuffle: `(key, epoch) -> permutation` of the training examples.
       evaluation: how it is evaluated.
+      draw: `seed -> (params, model_state)`, the network before the first step, in host memory.
     """
 
     model: MultiTaskModel
@@ -51,6 +52,7 @@ class Program(NamedTuple):
     solve_every: int
     shuffle: Callable[..., jax.Array]
     evaluation: "Evaluation"
+    draw: Callable[[int], tuple[PyTree, PyTree]]
 
 
 class Evaluation(NamedTuple):
@@ -106,7 +108,7 @@ def build_program(config: TrainConfig, data: MultiTaskData) -> Program:
     num_examples = data.splits["train"].num_examples
     model = build_model(config, data.spec, axis_name)
     tx = build_transformation(config, data)
-    batches = methods.describe(config.method.name).batches
+    batches = methods.describe(base_of(config.method).name).batches
     _check_batch(config, len(devices.every), batches)
     reduce = "mean" if axis_name is None else config.reduce  # one device has nobody to share with
     engine = Engine(config.mode, config.subset, config.accumulate, axis_name, reduce)
@@ -129,10 +131,17 @@ def build_program(config: TrainConfig, data: MultiTaskData) -> Program:
         devices=devices,
         steps_per_epoch=steps_per_epoch(num_examples, config.batch_size),
         advance=parallel.compile_advance(advance, devices),
-        solve_every=config.method.options.get("update_every") or 1,
+        solve_every=solve_every(config.method),
         shuffle=jax.jit(lambda key, epoch: epoch_permutation(key, epoch, num_examples)),
         evaluation=build_evaluation(model, data.tasks),
+        draw=lambda seed: _draw(model, data.spec, seed),
     )
+
+
+def _draw(model: MultiTaskModel, spec: Mapping[str, Any], seed: int) -> tuple[PyTree, PyTree]:
+    # Not jitted: drawing parameters compiles for seconds, and op by op every structure shares that.
+    init_key, _ = jax.random.split(jax.random.PRNGKey(seed))
+    return jax.device_get(model.init(init_key, jnp.asarray(example(spec))))
 
 
 def _check_batch(config: TrainConfig, devices: int, batches: int) -> None:
@@ -160,8 +169,9 @@ def build_evaluation(model: MultiTaskModel, tasks: Mapping[str, Task]) -> Evalua
 
 def build_transformation(config: TrainConfig, data: MultiTaskData) -> optax.GradientTransformationExtraArgs:
     """The optax chain of a run."""
+    method = config.method
     return transformation(
-        config.method,
+        dataclasses.replace(method, options=by_task(method.options, data.tasks, f"method {method.name}")),
         config.optimizer,
         num_tasks=len(data.tasks),
         steps_per_epoch=steps_per_epoch(data.splits["train"].num_examples, config.batch_size),
@@ -172,25 +182,27 @@ def build_transformation(config: TrainConfig, data: MultiTaskData) -> optax.Grad
 
 def structure(config: TrainConfig) -> str:
     """A key that is equal for runs which can share a program: all but seeds and numeric hyperparameters."""
-    values = to_dict(config)
+    values = to_dict(dataclasses.replace(config, method=resolved(config.method)))
     for key in ("name", "seed", "patience", "checkpoints", "tensorboard", "log_every", "evaluate_every"):
         del values[key]
     values["optimizer"]["learning_rate"] = None
     if config.optimizer.clip_norm is not None:
         values["optimizer"]["clip_norm"] = "number"
-    for group in ("method", "optimizer"):
-        options = values[group]["options"]
+    groups = [values["method"]["options"], values["optimizer"]["options"]]
+    if injects_base(config.method):
+        groups.append(groups[0].get("base_options") or {})
+    for options in groups:
         for key, value in options.items():
-            if key != "update_every" and isinstance(value, (int, float)) and not isinstance(value, bool):
-                options[key] = "number"
+            constant = key in ("update_every", "perturb_every", "base_options")
+            if not constant and (count := numbers(value)) is not None:
+                options[key] = f"{count} numbers" if count else "number"
     return json.dumps(values, sort_keys=True)
 
 
 def init_state(config: TrainConfig, data: MultiTaskData, program: Program) -> TrainState:
     """The state before the first step, in host memory, drawn from `config.seed`."""
-    init_key, train_key = jax.random.split(jax.random.PRNGKey(config.seed))
-    # Not jitted: drawing parameters compiles for seconds, and op by op every structure shares that.
-    params, model_state = program.model.init(init_key, jnp.asarray(example(data.spec)))
+    _, train_key = jax.random.split(jax.random.PRNGKey(config.seed))
+    params, model_state = program.draw(config.seed)
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -198,7 +210,7 @@ def init_state(config: TrainConfig, data: MultiTaskData, program: Program) -> Tr
         opt_state=build_transformation(config, data).init(params),
         key=train_key,
         monitor=new_monitor(len(data.tasks)),
-        losses_after=jnp.zeros(len(data.tasks)) if methods.describe(config.method.name).losses_after else None,
+        losses_after=jnp.zeros(len(data.tasks)) if methods.describe(base_of(config.method).name).losses_after else None,
     )
     # On the host all leaves are strongly typed: a weak type would compile the step a second time.
     return jax.device_get(state)
@@ -221,13 +233,22 @@ def evaluate(evaluation: Evaluation, params: PyTree, model_state: PyTree, split:
     Returns:
       `{task: {metric: value, ..., "loss": value}}`. NaN where a task has no label in the split.
     """
+    return metrics_from(evaluation.tasks, evaluation_sums(evaluation, params, model_state, split))
+
+
+def evaluation_sums(evaluation: Evaluation, params: PyTree, model_state: PyTree, split: Split) -> dict[str, PyTree]:
+    """The sums of `make_evaluation` over a whole split, on the host."""
     totals: Any = None
     for indices, mask in zip(*evaluation_batches(split.num_examples, EVALUATION_BATCH), strict=True):
         sums = evaluation.batch(params, model_state, split, indices, mask)
         totals = sums if totals is None else jax.tree.map(lambda a, b: a + b, totals, sums)
-    totals = jax.device_get(totals)
+    return jax.device_get(totals)
+
+
+def metrics_from(tasks: Mapping[str, Task], totals: Mapping[str, PyTree]) -> dict[str, dict[str, float]]:
+    """Metrics and mean loss by task, from the sums over a split."""
     results = {}
-    for name, task in evaluation.tasks.items():
+    for name, task in tasks.items():
         loss = totals[name]["loss"]
         values = metric_values(task, totals[name]) | {
             "loss": loss["total"] / loss["count"] if loss["count"] else math.nan

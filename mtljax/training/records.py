@@ -2,14 +2,13 @@
 
 import math
 import time
-from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 
-from mtljax.training import parallel
 from mtljax.training.program import Program
-from mtljax.training.state import TrainState
+from mtljax.training.state import Monitor, TrainState
 
 Metrics: TypeAlias = dict[str, dict[str, float]]
 
@@ -49,29 +48,30 @@ class StepTimer:
         return self._seconds / self._steps if self._steps else math.nan
 
 
-def train_record(program: Program, state: TrainState, metrics: Mapping[str, Any], start: float) -> dict[str, Any]:
-    """The record of the steps since the last one; `start` is when the process began, in seconds."""
-    monitor, weights, step = parallel.fetch((state.monitor, metrics["weights"], state.step), program.devices)
+def train_record(
+    program: Program, step: int, monitor: Monitor, weights: np.ndarray | None, seconds: float
+) -> dict[str, Any]:
+    """The record of the steps since the last one, from a monitor and weights on the host."""
     names = sorted(program.tasks)
-    mean = monitor.loss_sum / monitor.steps
+    mean = monitor.loss_sum / np.float32(monitor.steps)
     return {
-        "step": int(step),
-        "epoch": int(step) / program.steps_per_epoch,
+        "step": step,
+        "epoch": step / program.steps_per_epoch,
         "split": "train",
         "losses": dict(zip(names, mean.tolist(), strict=True)),
         "weights": None if weights is None else dict(zip(names, weights.tolist(), strict=True)),
-        "seconds": round(time.perf_counter() - start, 3),
+        "seconds": round(seconds, 3),
     }
 
 
-def evaluation_record(program: Program, split: str, step: int, metrics: Metrics, start: float) -> dict[str, Any]:
+def evaluation_record(program: Program, split: str, step: int, metrics: Metrics, seconds: float) -> dict[str, Any]:
     """The record of an evaluation."""
     return {
         "step": step,
         "epoch": step / program.steps_per_epoch,
         "split": split,
         "metrics": metrics,
-        "seconds": round(time.perf_counter() - start, 3),
+        "seconds": round(seconds, 3),
     }
 
 
@@ -86,9 +86,8 @@ def epoch_line(program: Program, step: int, total: int, metrics: Metrics, timer:
     return f"epoch {step / program.steps_per_epoch:g} step {step}/{total} | validation: {', '.join(parts)}{speed}"
 
 
-def check_finite(program: Program, state: TrainState) -> None:
-    """Raises NonFiniteLossError if a loss has been NaN or infinite since the last look."""
-    monitor = parallel.fetch(state.monitor, program.devices)
+def check_finite(program: Program, monitor: Monitor) -> None:
+    """Raises NonFiniteLossError if a loss has been NaN or infinite, by a monitor on the host."""
     if int(monitor.bad_step) < 0:
         return
     names = sorted(program.tasks)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from mtljax.ablation.report import write_report
@@ -31,11 +32,16 @@ def make_cell(
     failed: str | None = None,
     seconds_per_step: float | None = 0.003,
     weights: Callable[[int], dict[str, float] | None] = lambda step: None,
+    role: str | None = None,
+    setting: dict[str, Any] | None = None,
+    condition: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One cell; `accuracy` by task is that on test, and on validation too unless `validation` says otherwise."""
     tasks = sorted(accuracy)
     found = accuracy if validation is None else validation
-    name = "-".join([method, *(tasks if kind == "single" else ()), optimizer.replace(" ", "_"), f"seed{seed}"])
+    varied = [f"{key.rpartition('.')[2]}={value}" for key, value in {**(condition or {}), **(setting or {})}.items()]
+    parts = [method, *(tasks if kind == "single" else ()), optimizer, *varied, f"seed{seed}"]
+    name = re.sub(r"[^A-Za-z0-9._=-]+", "_", "-".join(parts)) if varied else "-".join(parts).replace(" ", "_")
     cell = {
         "cell": name,
         "kind": kind,
@@ -52,6 +58,8 @@ def make_cell(
             "device": "cpu",
         },
     }
+    if role is not None:
+        cell |= {"role": role, "setting": setting or {}, "condition": condition or {}, "strategy": "sequential"}
     if failed is not None:
         return cell | {"status": "failed", "reason": failed, "seconds": 1.0}
     return cell | {
@@ -97,6 +105,84 @@ def make_study(
     return cells
 
 
+RATES = (0.0003, 0.001, 0.003, 0.01)
+GRID = {"ew": 0.0, "cagrad": 0.012, "mgda": -0.03, "pcgrad": 0.004}
+
+
+def make_grid(
+    effects: dict[str, float] | None = None,
+    *,
+    optimizers: dict[str, float] | None = None,
+    rates: tuple[float, ...] = RATES,
+    seeds: int = 3,
+    tasks: tuple[str, ...] = TASKS,
+    weightings: int = 9,
+    conditions: tuple[dict[str, Any], ...] = ({},),
+    noise: float = 0.002,
+) -> list[dict[str, Any]]:
+    """A study with learning rates tuned, the best 0.001, and tuned scalarization, whose best weights are equal."""
+    random_ = random.Random(0)
+    share = 1 / len(tasks)
+    weighted = [{t: round(random_.random(), 3) for t in tasks} for _ in range(weightings)]
+    if len(tasks) == 2:
+        weighted = [
+            dict(zip(tasks, (i / (weightings + 1), 1 - i / (weightings + 1)), strict=True))
+            for i in range(1, weightings + 1)
+        ]
+    weighted = [{t: round(w[t] / sum(w.values()), 3) for t in tasks} for w in weighted]
+    cells = []
+    for i, condition in enumerate(conditions):
+        for optimizer, shift in (optimizers or {"adam": 0.0, "sgd": -0.02}).items():
+            for rate in rates:
+                for seed in range(seeds):
+                    base = 0.88 + shift + 0.01 * i - 0.02 * math.log10(rate / 0.001) ** 2
+                    accuracy = {t: base - 0.01 * k + random_.gauss(0, noise) for k, t in enumerate(tasks)}
+                    rated = {"setting": {"optimizer.learning_rate": rate}, "condition": condition}
+                    cells += make_baseline(optimizer, seed, accuracy, role="single", **rated)
+                    for weights in weighted if len(tasks) > 1 else ():
+                        found = {
+                            t: a - 0.1 * (weights[t] - share) ** 2 + 0.06 * (weights[t] - share)
+                            for t, a in accuracy.items()
+                        }
+                        setting = {**rated["setting"], "method.options.weights": weights}
+                        cells.append(
+                            make_cell(
+                                "scalarization (tuned)",
+                                optimizer,
+                                seed,
+                                {t: a + random_.gauss(0, noise) for t, a in found.items()},
+                                weights=lambda step, weights=weights: weights,
+                                role="scalarization",
+                                setting=setting,
+                                condition=condition,
+                            )
+                        )
+                    for k, (name, effect) in enumerate((GRID if effects is None else effects).items()):
+                        found = {t: a + effect + random_.gauss(0, noise) for t, a in accuracy.items()}
+                        per_step = 0.002 * (1 + 0.4 * k)
+                        changing = _weights(name, tasks)
+                        cells.append(
+                            make_cell(
+                                name,
+                                optimizer,
+                                seed,
+                                found,
+                                role="method",
+                                weights=changing,
+                                seconds_per_step=per_step,
+                                **rated,
+                            )
+                        )
+    return cells
+
+
+def make_failed(cell: dict[str, Any]) -> dict[str, Any]:
+    """The same cell, had it failed."""
+    outcome = ("validation", "test", "best_step", "steps", "epochs", "seconds_per_step", "history")
+    left = {key: value for key, value in cell.items() if key not in outcome}
+    return left | {"status": "failed", "reason": "the loss became NaN"}
+
+
 def write_study(directory: Path, cells: list[dict[str, Any]], **study: Any) -> Path:
     """Writes a study's directory and returns it."""
     (directory / "cells").mkdir(parents=True, exist_ok=True)
@@ -122,6 +208,7 @@ class Page(HTMLParser):
         super().__init__()
         self.open, self.attributes, self.ids, self.text, self.tags = [], [], [], [], []
         self.tables = []  # of rows of cells
+        self.regions = []  # what each table holds
         self.feed(text)
         self.close()
         assert self.open == []
@@ -132,6 +219,8 @@ class Page(HTMLParser):
         self.ids += [value for name, value in attrs if name == "id"]
         if tag not in VOID:
             self.open.append(tag)
+        if ("role", "region") in attrs:
+            self.regions.append(dict(attrs)["aria-label"])
         if tag == "table":
             self.tables.append([])
         elif tag == "tr":
@@ -157,11 +246,18 @@ class Page(HTMLParser):
     def words(self):
         return re.sub(r"\s+", " ", " ".join(self.text))  # \s takes no-break spaces too
 
+    def frame(self, region):
+        """The table of a region, without the headings of its groups."""
+        head, *lines = self.tables[self.regions.index(region)]
+        return pd.DataFrame([line for line in lines if len(line) == len(head)], columns=head)
+
     @property
-    def csvs(self):
-        """The contents of all embedded CSV files."""
+    def downloads(self):
+        """The names and contents of all embedded CSV files, that of the results first."""
+        names = [value for name, value in self.attributes if name == "download"]
         links = [value for name, value in self.attributes if name == "href" and value.startswith("data:text/csv")]
-        return [base64.b64decode(link.split(",", 1)[1]).decode() for link in links]
+        texts = [base64.b64decode(link.split(",", 1)[1]).decode() for link in links]
+        return list(zip(names, texts, strict=True))
 
 
 @pytest.fixture
@@ -185,7 +281,15 @@ def page(text: str) -> Page:
 @pytest.fixture
 def synthetic() -> SimpleNamespace:
     """The builders, since test modules cannot import each other."""
-    return SimpleNamespace(cell=make_cell, baseline=make_baseline, study=make_study, write=write_study)
+    return SimpleNamespace(
+        cell=make_cell,
+        baseline=make_baseline,
+        study=make_study,
+        grid=make_grid,
+        write=write_study,
+        small=small_study,
+        failed=make_failed,
+    )
 
 
 @pytest.fixture
@@ -221,7 +325,7 @@ def _history(final: dict[str, float], weights: Callable[[int], dict[str, float] 
     records = []
     for epoch in range(1, EPOCHS + 1):
         position = {"step": epoch * STEPS, "epoch": float(epoch), "seconds": 0.3 * epoch}
-        losses = {task: 2.0 * math.exp(-epoch / 3) for task in final}
+        losses = {task: 2.0 * math.exp(-epoch / 3) + 1 - value for task, value in final.items()}
         records.append(position | {"split": "train", "losses": losses, "weights": weights(epoch * STEPS)})
         metrics = _metrics({task: value * (1 - math.exp(-epoch / 1.5)) for task, value in final.items()})
         records.append(position | {"split": "validation", "metrics": metrics})

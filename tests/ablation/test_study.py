@@ -1,13 +1,13 @@
 """Studies: every cell once, finished ones kept, failures recorded, programs shared."""
 
 import dataclasses
-import json
 
 import pytest
 
 from mtljax.ablation import StudyConfig, run_study, write_report
-from mtljax.ablation import study as study_module
-from mtljax.ablation.study import StudyProgress, cells
+from mtljax.ablation import cell as cell_module
+from mtljax.ablation.cell import StudyProgress
+from mtljax.ablation.grid import cells
 from mtljax.training import DataConfig, MethodConfig, ModelConfig, OptimizerConfig, TrainConfig
 
 
@@ -27,6 +27,7 @@ def study():
         methods=(MethodConfig("ew"), MethodConfig("mgda")),
         optimizers=(OptimizerConfig("adam", learning_rate=3e-3),),
         seeds=(0, 1),
+        weight_grid=0,
     )
 
 
@@ -53,8 +54,8 @@ def test_baselines_have_the_same_encoder_and_budget(study):
 
 def test_a_study_runs_every_cell_once_and_shares_compiled_programs(study, tmp_path, monkeypatch):
     built = []
-    build = study_module.build_program
-    monkeypatch.setattr(study_module, "build_program", lambda *a: built.append(a[0].name) or build(*a))
+    build = cell_module.build_program
+    monkeypatch.setattr(cell_module, "build_program", lambda *a: built.append(a[0].name) or build(*a))
     started = []
     records = run_study(study, tmp_path, command="mtljax ablate x.py", progress=StudyProgress(cell=started.append))
     assert started == [record["cell"] for record in records]
@@ -76,49 +77,6 @@ def test_shared_programs_give_the_numbers_of_separate_runs(study, tmp_path):
     records = run_study(study, tmp_path)
     last = cells(study, ("left", "right"))[-1]
     assert records[-1]["test"] == train(last.config).test
-
-
-def test_an_interrupted_study_keeps_its_cells_and_goes_on(study, tmp_path):
-    whole = run_study(study, tmp_path / "whole")
-
-    def interrupt(record):
-        if record["cell"].startswith("ew"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_study(study, tmp_path / "parts", progress=StudyProgress(finished=interrupt))
-    kept = len(list((tmp_path / "parts" / "cells").iterdir()))
-    assert kept == 5
-    started = []
-    resumed = run_study(study, tmp_path / "parts", progress=StudyProgress(cell=started.append))
-    assert len(started) == 8 - kept
-    assert [r["test"] for r in resumed] == [r["test"] for r in whole]
-
-
-def test_a_cell_that_fails_is_recorded_and_the_study_goes_on(study, tmp_path):
-    optimizers = (*study.optimizers, OptimizerConfig("sgd", learning_rate=1e12))
-    records = run_study(
-        dataclasses.replace(study, optimizers=optimizers, methods=(MethodConfig("ew"),), baselines=False), tmp_path
-    )
-    assert [record["status"] for record in records] == ["finished", "finished", "failed", "failed"]
-    assert "non-finite" in records[-1]["reason"]
-    assert "non-finite" in write_report(tmp_path).read_text()
-
-
-def test_a_directory_of_another_study_is_refused(study, tmp_path):
-    run_study(dataclasses.replace(study, methods=(MethodConfig("ew"),), seeds=(0,), baselines=False), tmp_path)
-    other = dataclasses.replace(study, base=dataclasses.replace(study.base, epochs=3), baselines=False)
-    with pytest.raises(ValueError, match=r"holds another study: its cell ew-adam_0\.003-seed0 differs in epochs"):
-        run_study(other, tmp_path)
-
-
-def test_a_damaged_cell_is_run_again(study, tmp_path):
-    small = dataclasses.replace(study, methods=(MethodConfig("ew"),), seeds=(0,), baselines=False)
-    before = run_study(small, tmp_path)
-    path = tmp_path / "cells" / "ew-adam_0.003-seed0.json"
-    path.write_text(path.read_text()[:100])
-    assert run_study(small, tmp_path)[0]["test"] == before[0]["test"]
-    assert json.loads(path.read_text())["status"] == "finished"
 
 
 def test_an_empty_axis_and_a_repeated_run_are_refused(study):

@@ -34,14 +34,18 @@ def test_tidy_has_one_row_per_cell_split_task_and_metric(synthetic):
 def test_pandas_reads_the_csv_in_one_line(synthetic, tmp_path):
     cells = synthetic.study({"ew": 0.0, 'scalarization(weights={"left": 1, "right": 2})': 0.01}, seeds=2)
     cells[0]["test"]["left"]["accuracy"] = math.nan
-    cells.append(synthetic.cell("mgda", "adam 0.001", 0, {"left": 0, "right": 0}, failed="NaN", seconds_per_step=None))
+    cells.append(
+        synthetic.cell(
+            "mgda", "adam 0.001", 0, {"left": 0, "right": 0}, failed="the loss is NaN", seconds_per_step=None
+        )
+    )
     write_csv(cells, tmp_path / "results.csv")
     frame = pd.read_csv(tmp_path / "results.csv")
     expected = pd.DataFrame(tidy(cells), columns=list(COLUMNS))
     assert frame["value"].dtype == float
     assert frame["higher_is_better"].dtype == bool
     assert frame["seed"].dtype == int
-    pd.testing.assert_frame_equal(frame, expected, check_dtype=False)
+    pd.testing.assert_frame_equal(frame, expected.fillna(math.nan), check_dtype=False)
     failed = frame[frame["status"] == "failed"]
     assert len(failed) == 4
     assert failed["value"].isna().all()
@@ -85,3 +89,21 @@ def test_numbers_are_shown_in_their_units():
 def test_an_empty_study_still_has_a_header(tmp_path):
     write_csv([], tmp_path / "results.csv")
     assert (tmp_path / "results.csv").read_text() == ",".join(COLUMNS) + "\n"
+
+
+def test_the_terminal_table_shows_what_was_chosen(synthetic):
+    rate, option = "optimizer.learning_rate", "method.options.c"
+    cells = [
+        synthetic.cell("cagrad", optimizer, 0, {"left": level})
+        | {"setting": {rate: 0.003, option: c}, "condition": {"model.options.features": 32}, "cell": f"{optimizer} {c}"}
+        for optimizer in ("adam", "sgd")
+        for c, level in ((0.1, 0.8), (0.4, 0.7))
+    ]
+    out = io.StringIO()
+    Console(file=out, width=100, force_terminal=False).print(text_table(summarize(cells)))
+    words = " ".join(out.getvalue().split())
+    assert "adam 0.003" in words
+    assert "(features 32," in words
+    assert "0.1)" in words  # cells wrap before it
+    assert "0.4" not in words
+    assert "settings chosen on validation" in words

@@ -121,6 +121,7 @@ def deep_losses(num_tasks, mode):
     return step, {"shared": jnp.ones((256, 256)), "heads": heads}, jnp.ones((256, 256))
 
 
+@pytest.mark.usefixtures("optimised")
 def test_two_pass_takes_less_than_half_the_memory():
     peaks = {mode: peak_bytes(*deep_losses(10, mode)) for mode in ("jacrev", "loop", "two_pass")}
     assert peaks["two_pass"] < 0.5 * min(peaks["jacrev"], peaks["loop"]), peaks
@@ -142,6 +143,7 @@ def test_features_are_the_gradients_at_the_representation(passes, monkeypatch):
     assert_close(grads.jacobian(), exact.jacobian())
 
 
+@pytest.mark.usefixtures("optimised")
 def test_features_cost_the_summed_loss():
     wide = 512
     params = {"shared": jnp.ones((wide, wide)), "heads": jnp.ones((3, wide))}
@@ -199,6 +201,7 @@ def test_a_subset_of_the_parameters_decides_and_all_are_combined():
             assert_close(grads.materialize().gramian(), last @ last.T)
 
 
+@pytest.mark.usefixtures("optimised")
 def test_a_subset_of_the_last_layers_shortens_the_backward_passes():
     def step(subset):
         def ours(params, x):
@@ -229,6 +232,7 @@ def test_microbatches_equal_the_whole_batch(mode):
     assert set(parts[0]) == set("abc")
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("mode", ["loop", "jacrev", "features"])
 def test_microbatches_have_the_memory_of_one(mode):
     def encoder(p, x):
@@ -287,6 +291,7 @@ def test_devices_that_hold_parts_of_the_jacobian_agree_with_one(transform):
     assert_close(result, (exact.scaled_gramian(), exact.combine(WEIGHTS), exact.jacobian()))
 
 
+@pytest.mark.usefixtures("optimised")
 def test_between_solves_a_step_costs_one_backward_pass():
     """Compiled: no more than the summed loss but for the heads, which get their own gradient unscaled."""
     _, params, x = deep_losses(3, "loop")

@@ -218,6 +218,7 @@ def test_a_loss_weighting_costs_exactly_the_summed_loss():
         assert counted[name] == expected[name] > 0
 
 
+@pytest.mark.usefixtures("optimised")
 def test_a_loss_weighting_compiles_to_the_flops_of_the_summed_loss():
     params, x, tx = params_of(), batch_of(), mtl.ew()
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from evaluable import given
 from marks import mostly_slow
 from samplers import conflicting, gaussian
 from trajectories import OPTIONS
@@ -44,8 +45,8 @@ def runner(name, num_tasks, options=()):
 
     def one(jacobians, losses):
         def step(state, inputs):
-            gradient, state = tx.update(inputs[0], state, losses=inputs[1])
-            return state, (gradient, state.weights, state.memory)
+            gradient, state = tx.update(given(name, *inputs), state, losses=inputs[1])
+            return state, (gradient, state.weights, getattr(state, "memory", None))
 
         return jax.lax.scan(step, tx.init(jnp.zeros(SIZE)), (jacobians, losses))[1]
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from evaluable import given
 from jax import lax
 from jax.extend.core import jaxprs_in_params
 from marks import mostly_slow
@@ -45,7 +46,9 @@ def test_every_product_asks_for_the_highest_precision(name, options):
     params = {"w": jnp.zeros((4, 2)), "b": jnp.zeros(3)}
     jacobian = jax.tree.map(lambda leaf: jnp.ones((K, *leaf.shape)), params)
     with jax.default_matmul_precision("bfloat16"):
-        traced = jax.make_jaxpr(tx.update)(jacobian, tx.init(params), params, losses=LOSSES)
+        traced = jax.make_jaxpr(lambda j, s: tx.update(given(name, j, LOSSES), s, params, losses=LOSSES))(
+            jacobian, tx.init(params)
+        )
     products = [
         each for each in equations(traced.jaxpr) if each.primitive.name in ("dot_general", "conv_general_dilated")
     ]

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from evaluable import given
 from samplers import gaussian
 
 import mtljax as mtl
@@ -49,7 +50,7 @@ def _runner(name: str, num_tasks: int, size: int, dtype: str) -> Any:
 
     def one(jacobians: jax.Array, losses: jax.Array) -> jax.Array:
         def step(state: Any, inputs: Any) -> Any:
-            gradient, state = tx.update(inputs[0], state, losses=inputs[1])
+            gradient, state = tx.update(given(name, *inputs), state, losses=inputs[1])
             return state, gradient
 
         return jax.lax.scan(step, tx.init(jnp.zeros(size, dtype)), (jacobians, losses))[1]

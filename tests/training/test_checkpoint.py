@@ -241,6 +241,7 @@ def test_a_failing_save_costs_a_warning_and_the_previous_checkpoint_stays(tiny, 
     assert {path.name for path in (tmp_path / "checkpoints" / "last").iterdir() if path.name.isdigit()} == {"8", "24"}
 
 
+@pytest.mark.slow
 # A save under way when the disk fills up leaves orbax with coroutines that nobody awaits.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="mounting a small disk needs root")
@@ -297,7 +298,7 @@ def test_config_json_is_complete(tiny, tmp_path):
     "model",
     [
         ModelConfig("mlp", {"features": (16,)}),
-        ModelConfig("resnet18", {"width": 2, "blocks": (1,), "small_stem": True}),
+        pytest.param(ModelConfig("resnet18", {"width": 2, "blocks": (1,), "small_stem": True}), marks=pytest.mark.slow),
     ],
 )
 def test_a_trained_run_can_be_loaded_and_applied(tiny, tmp_path, model):

@@ -95,18 +95,8 @@ def assert_close(found, expected, tolerance=1e-5):
 STYLES = ("pmap mean", "pmap scatter", "jit")
 
 
-@pytest.fixture
-def quick_compiler():
-    """Programs that run for microseconds are not worth optimising."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 # One of a kind by default; compiling the rest takes minutes.
 @pytest.mark.parametrize("method", mostly_slow(mtl.methods.names(), quick=("graddrop",)))
-@pytest.mark.usefixtures("quick_compiler")
 def test_eight_devices_equal_one_on_the_full_batch(method):
     with jax.enable_x64(True):
         expected = on_one(method)
@@ -116,7 +106,6 @@ def test_eight_devices_equal_one_on_the_full_batch(method):
 
 @pytest.mark.parametrize("method", mostly_slow(("pcgrad", "cagrad", "mgda"), quick=("pcgrad",)))
 @pytest.mark.parametrize("mode", mostly_slow(("features", "two_pass"), quick=("features",)))
-@pytest.mark.usefixtures("quick_compiler")
 def test_eight_devices_equal_one_in_every_mode(method, mode):
     with jax.enable_x64(True):
         expected = on_one(method, mode)
@@ -149,14 +138,13 @@ RESNET = ModelConfig("resnet18", {"width": 2, "blocks": (1,), "features": 8, "sm
     [
         (MLP, {"parallel": "jit"}),
         (MLP, {"reduce": "scatter"}),
-        (RESNET, {"parallel": "jit"}),
+        pytest.param(RESNET, {"parallel": "jit"}, marks=pytest.mark.slow),
         pytest.param(MLP, {"parallel": "jit", "mode": "features"}, marks=pytest.mark.slow),
         pytest.param(RESNET, {"reduce": "scatter"}, marks=pytest.mark.slow),
         pytest.param(RESNET, {"mode": "features"}, marks=pytest.mark.slow),
     ],
     ids=lambda value: getattr(value, "encoder", "-".join(getattr(value, "values", str)())),
 )
-@pytest.mark.usefixtures("quick_compiler")
 def test_the_whole_step_on_eight_devices_equals_one(tiny, model, changes):
     """Batch statistics, which only the ResNet has, are those of the whole batch."""
     config = tiny(model=model, optimizer=OptimizerConfig("sgd", learning_rate=0.1), mode=changes.get("mode", "auto"))
@@ -172,7 +160,6 @@ def test_the_whole_step_on_eight_devices_equals_one(tiny, model, changes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("style", ["pmap", "jit"])
-@pytest.mark.usefixtures("quick_compiler")
 def test_a_checkpoint_of_eight_devices_resumes_on_one_and_back(tiny, tmp_path, style):
     config = tiny(optimizer=OptimizerConfig("sgd", learning_rate=0.1), epochs=3)
     whole = train(config)
@@ -205,7 +192,7 @@ def traffic(mode, reduce, method="cagrad"):
     return collective_bytes(text, DEVICES), 64 * 32 + 32, 32
 
 
-@pytest.mark.usefixtures("quick_compiler")
+@pytest.mark.usefixtures("optimised")
 def test_a_step_sends_what_its_mode_promises():
     k = len(TASKS)
     small = 4 * 4 * (k * k + 4 * k)  # Gramian, norms, losses

@@ -43,8 +43,8 @@ RESNET = ModelConfig("resnet18", {"width": 2, "blocks": (1,), "features": 8, "sm
 @pytest.mark.parametrize(
     ("model", "method"),
     [
-        (MLP, "ew"),
-        (MLP, "famo"),
+        pytest.param(MLP, "ew", marks=pytest.mark.slow),
+        pytest.param(MLP, "famo", marks=pytest.mark.slow),
         (RESNET, "pcgrad"),
     ],
     ids=lambda value: getattr(value, "encoder", value),

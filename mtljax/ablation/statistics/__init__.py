@@ -1,42 +1,98 @@
-"""What the records of a study say: one row per method and optimizer, a verdict in words, tables.
+"""What the records of a study say: one row per condition, method and optimizer, a verdict in words, tables.
 
-`intervals.py` holds the arithmetic (Δm, t-intervals, paired differences), `summary.py` applies it to records,
-`verdict.py` says in words what follows, `tables.py` writes numbers for pandas and for the terminal. Pure functions;
-imports numpy, scipy and rich, and of mtljax only the atomic write.
+Data flows one way: `intervals.py` holds the arithmetic (Δm, t-intervals, paired differences, ranks), `candidates.py`
+puts the seeds of one setting together, `rows.py` and `summary.py` choose settings and optimizers on validation.
+`comparisons.py`, `pareto.py` and `walltime.py` ask questions of a summary, `verdict.py` says in words what follows,
+`tables.py` writes for the terminal, `tidy.py` and `files.py` for pandas. Pure functions but for the files; numpy, scipy
+and rich, and of mtljax only the atomic write.
 """
 
+from mtljax.ablation.statistics.candidates import SCALARIZATION, SINGLE, Candidate, Failure, Fields, Record
+from mtljax.ablation.statistics.comparisons import (
+    Comparison,
+    against,
+    against_scalarization,
+    compare,
+    contestants,
+    settings_tried,
+)
+from mtljax.ablation.statistics.files import csv_text, read_tables, write_csv, write_tables
 from mtljax.ablation.statistics.intervals import (
     Difference,
     Interval,
     Key,
     delta_m,
     holm,
+    mean_ranks,
     paired_difference,
     t_interval,
 )
-from mtljax.ablation.statistics.summary import SINGLE, Failure, Record, Row, Summary, summarize
-from mtljax.ablation.statistics.tables import COLUMNS, shown, text_table, tidy, unit, write_csv
+from mtljax.ablation.statistics.labels import method_text, optimizer_text, row_name, setting_text
+from mtljax.ablation.statistics.pareto import (
+    Pareto,
+    ParetoCount,
+    ParetoPoint,
+    pareto,
+    pareto_optimal,
+    undominated_by_others,
+)
+from mtljax.ablation.statistics.rows import Row, surroundings
+from mtljax.ablation.statistics.summary import Summary, reference, summarize
+from mtljax.ablation.statistics.tables import shown, text_table, unit
+from mtljax.ablation.statistics.tidy import COLUMNS, CURVES, columns, curves, tidy
 from mtljax.ablation.statistics.verdict import verdict
+from mtljax.ablation.statistics.walltime import EqualTime, TimedRow, equal_time
 
 __all__ = [
     "COLUMNS",
+    "CURVES",
+    "SCALARIZATION",
     "SINGLE",
+    "Candidate",
+    "Comparison",
     "Difference",
+    "EqualTime",
     "Failure",
+    "Fields",
     "Interval",
     "Key",
+    "Pareto",
+    "ParetoCount",
+    "ParetoPoint",
     "Record",
     "Row",
     "Summary",
+    "TimedRow",
+    "against",
+    "against_scalarization",
+    "columns",
+    "compare",
+    "contestants",
+    "csv_text",
+    "curves",
     "delta_m",
+    "equal_time",
     "holm",
+    "mean_ranks",
+    "method_text",
+    "optimizer_text",
     "paired_difference",
+    "pareto",
+    "pareto_optimal",
+    "read_tables",
+    "reference",
+    "row_name",
+    "setting_text",
+    "settings_tried",
     "shown",
     "summarize",
+    "surroundings",
     "t_interval",
     "text_table",
     "tidy",
+    "undominated_by_others",
     "unit",
     "verdict",
     "write_csv",
+    "write_tables",
 ]

@@ -1,4 +1,4 @@
-"""The arithmetic of a study: Δm, intervals over seeds, paired differences and Holm's correction.
+"""The arithmetic of a study: Δm, intervals over seeds, paired differences, Holm's correction and mean ranks.
 
 Pure functions of numbers; `summary.py` applies them to the records of a study.
 """
@@ -23,12 +23,14 @@ class Interval(NamedTuple):
       half_width: half the width of the t-interval; NaN for fewer than two values.
       n: how many values it rests on.
       left_out: how many values were NaN or infinite and are left out.
+      std: standard deviation of the values (n - 1 in the denominator); NaN for fewer than two.
     """
 
     mean: float
     half_width: float
     n: int
     left_out: int = 0
+    std: float = math.nan
 
     @property
     def low(self) -> float:
@@ -114,10 +116,11 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     kept = array[np.isfinite(array)]
     n = kept.size
     mean = float(np.mean(kept)) if n else math.nan
-    half_width = math.nan
-    if n > 1:
-        half_width = float(special.stdtrit(n - 1, 0.5 + level / 2) * np.std(kept, ddof=1) / math.sqrt(n))
-    return Interval(mean, half_width, n, array.size - n)
+    if n < 2:
+        return Interval(mean if n else math.nan, math.nan, n, array.size - n)
+    std = float(np.std(kept, ddof=1))
+    half_width = float(special.stdtrit(n - 1, 0.5 + level / 2)) * std / math.sqrt(n)
+    return Interval(mean, half_width, n, array.size - n, std)
 
 
 def paired_difference(values: Mapping[int, float], reference: Mapping[int, float]) -> Difference:
@@ -142,6 +145,26 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, p_values[i] * (len(p_values) - rank)))
         adjusted[i] = largest
     return adjusted
+
+
+def mean_ranks(values: np.ndarray, higher_is_better: Sequence[bool]) -> np.ndarray:
+    """Mean over metrics of the rank of each method, 1 the best; ties share their mean rank, NaN ranks last.
+
+    >>> mean_ranks(np.array([[0.9, 3.0], [0.8, 2.0], [0.8, 4.0]]), [True, False]).tolist()
+    [1.5, 1.75, 2.75]
+
+    Args:
+      values: (methods, metrics).
+      higher_is_better: the direction of each metric.
+
+    Returns:
+      One mean rank a method.
+    """
+    costs = np.where(higher_is_better, -values, values)
+    costs = np.where(np.isnan(costs), np.inf, costs)
+    better = (costs[None] < costs[:, None]).sum(1)
+    equal = (costs[None] == costs[:, None]).sum(1)
+    return (better + (equal + 1) / 2).mean(-1)
 
 
 def listed(names: Iterable[object]) -> str:

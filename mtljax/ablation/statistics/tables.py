@@ -1,70 +1,21 @@
-"""Tables of a study: the tidy one that pandas reads in one line, and the short one for a terminal."""
+"""The table of a study for a terminal, and how numbers are shown."""
 
-import csv
-import io
 import math
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mtljax.ablation.statistics.files import csv_text as csv_text
 from mtljax.ablation.statistics.intervals import Interval
-from mtljax.ablation.statistics.summary import Record, Row, Summary
+from mtljax.ablation.statistics.labels import method_text, optimizer_text
+from mtljax.ablation.statistics.rows import Row
+from mtljax.ablation.statistics.summary import Summary
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-COLUMNS = (
-    "cell", "kind", "method", "optimizer", "seed", "split", "task", "metric", "higher_is_better", "value", "best_step",
-    "steps", "seconds_per_step", "status",
-)  # fmt: skip
 # A terminal of 100 columns has room for the primary metric of so many tasks.
 _MOST_TASKS = 3
 _MOST_ROWS = 30  # with more, the terminal shows the selected ones only
 _FRACTIONS = ("accuracy", "auc", "f1", "iou", "precision", "recall")
-
-
-def tidy(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """One row per cell, split, task and metric, with the columns `COLUMNS`.
-
-    A failed cell has its rows too, with `value` None, so that nothing disappears silently.
-
-    Args:
-      records: the cells of a study.
-
-    Returns:
-      The rows, in the order of the records.
-    """
-    rows = []
-    for record in records:
-        for split in ("validation", "test"):
-            for task, directions in sorted(record["metric_directions"].items()):
-                values = (record.get(split) or {}).get(task) or {}
-                for metric in dict.fromkeys([*directions, *values]):
-                    row = {column: record.get(column) for column in COLUMNS}
-                    row |= {"split": split, "task": task, "metric": metric, "value": values.get(metric)}
-                    rows.append(row | {"higher_is_better": directions.get(metric, False)})
-    return rows
-
-
-def csv_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows with the same keys as CSV with a header; None and NaN are empty fields."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: None if value != value else value for key, value in row.items()} for row in rows)
-    return text.getvalue()
-
-
-def write_csv(records: Sequence[Record], path: str | Path) -> None:
-    """Writes `tidy(records)` as CSV, in one step; `pandas.read_csv(path)` reads it.
-
-    Args:
-      records: the cells of a study.
-      path: the file, replaced when it exists.
-    """
-    from mtljax.training.logs import write_atomically
-
-    write_atomically(Path(path), csv_text(tidy(records)))
 
 
 def unit(metric: str) -> tuple[float, str]:
@@ -127,6 +78,8 @@ def text_table(summary: Summary) -> "Table":
     tasks = summary.tasks[:_MOST_TASKS]
     chosen = not all(row.selected for row in rows)  # with one optimizer there is nothing to mark
     notes = ["bold: optimizer chosen on validation"] if chosen else []
+    if any(row.setting for row in rows):
+        notes.append("settings chosen on validation")
     if len(rows) < len(summary.rows):
         notes = ["only optimizers chosen on validation"]
     notes += [
@@ -153,6 +106,13 @@ def text_table(summary: Summary) -> "Table":
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         metrics = [shown(row.test[task, summary.primary[task]], summary.primary[task]) for task in tasks]
-        fields = [row.method, row.optimizer, *metrics, shown(row.delta_m), milliseconds(row), seeds_shown(row)]
+        fields = [
+            method_text(row),
+            optimizer_text(row),
+            *metrics,
+            shown(row.delta_m),
+            milliseconds(row),
+            seeds_shown(row),
+        ]
         table.add_row(*map(Text, fields), style="bold" if chosen and row.selected else None)
     return table

@@ -2,25 +2,36 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from mtljax.ablation.statistics.intervals import Difference, holm, paired_difference
-from mtljax.ablation.statistics.summary import SINGLE, Failure, Row, Summary
+from mtljax.ablation.statistics.candidates import SCALARIZATION, SINGLE, Failure, frozen
+from mtljax.ablation.statistics.comparisons import (
+    SIGNIFICANT,
+    Comparison,
+    against,
+    against_scalarization,
+    contestants,
+    settings_tried,
+)
+from mtljax.ablation.statistics.labels import joined, optimizer_text, row_name, seeds_text, setting_text
+from mtljax.ablation.statistics.pareto import pareto
+from mtljax.ablation.statistics.rows import Row
+from mtljax.ablation.statistics.summary import Summary
 from mtljax.ablation.statistics.tables import signed
 
-SIGNIFICANT = 0.05
 # One kind of choice matters more than another, or than seed noise, when it moves Δm half as much again.
 CLEARLY = 1.5
+_MOST = 12  # names in one sentence; the report's table has all
 
 
 def verdict(summary: Summary) -> str:
     """Says what a study shows, one paragraph a line.
 
-    Every method, with its optimizer chosen on validation, is compared with equal weighting and with single-task
-    training by paired differences of Δm over common seeds. "Better" and "worse" need the paired t-test to survive
-    Holm's correction over the methods compared; what survives only uncorrected is called a hint.
+    Every method, with its setting and optimizer chosen on validation, is compared with equal weighting, single-task
+    training and tuned scalarization by paired differences of Δm over common seeds. "Better" and "worse" need the paired
+    t-test to survive Holm's correction over the methods compared; what survives only uncorrected is called a hint.
 
     Args:
       summary: of the study.
@@ -28,57 +39,88 @@ def verdict(summary: Summary) -> str:
     Returns:
       Paragraphs separated by newlines.
     """
-    rows = [row for row in summary.rows if row.kind != SINGLE and row.selected]
+    rows = contestants(summary)
     paragraphs = [summary.problem] if summary.problem else []
     if not rows:
         paragraphs.append("No multi-task run has finished, so there is nothing to compare.")
-    elif not summary.problem:
-        single = next(row for row in summary.rows if row.kind == SINGLE and row.optimizer == summary.baseline)
-        equal = next((row for row in rows if row.method == "ew"), None)
-        if equal is None:
+    elif any(math.isfinite(row.delta_m.mean) for row in rows) or not summary.problem:
+        equal = [row for row in rows if row.method == "ew"]
+        if not equal:
             paragraphs.append("Equal weighting (`ew`) has no finished run, so the methods are not compared with it.")
-        elif len(rows) > 1:
-            paragraphs.append(_comparison([row for row in rows if row is not equal], equal, "equal weighting"))
-        paragraphs.append(_comparison(rows, single, "single-task training"))
+        elif len(rows) > len(equal):
+            paragraphs.append(_comparison(against(rows, equal), "equal weighting"))
+        single = [row for row in summary.rows if row.kind == SINGLE and row.selected]
+        paragraphs.append(_comparison(against(rows, single), "single-task training"))
+        paragraphs += _scalarization(summary, rows)
         paragraphs.append(_reading(rows))
         paragraphs += _methods_or_optimizers(summary)
-    return "\n".join(paragraphs + _left_out(summary))
+    return "\n".join(paragraphs + _pareto(summary) + _left_out(summary))
 
 
-def _comparison(rows: Sequence[Row], reference: Row, name: str) -> str:
+def _comparison(comparisons: Sequence[Comparison], name: str) -> str:
     """Which methods differ from a reference, every one with its difference and interval."""
-    differences = {row.method: paired_difference(row.delta_m_by_seed, reference.delta_m_by_seed) for row in rows}
-    tested = {method: difference for method, difference in differences.items() if difference.interval.n > 1}
-    counts = sorted({difference.interval.n for difference in tested.values()})
-    if not tested:
+    counts = sorted({c.difference.interval.n for c in comparisons if c.difference.interval.n > 1})
+    if not counts:
         text = f"Against {name} no difference is shown: an interval needs two or more seeds in common; run at least 3."
-        known = [_difference(method, difference) for method, difference in differences.items() if difference.interval.n]
-        return f"{text} Single runs differ by: {_and(known)}." if known else text
-    corrected = dict(zip(tested, holm([difference.p_value for difference in tested.values()]), strict=True))
-    groups: dict[str, list[str]] = {"better": [], "worse": [], "": []}
-    for method, difference in differences.items():
-        certain = corrected.get(method, 1.0) < SIGNIFICANT
-        found = ("better" if difference.interval.mean < 0 else "worse") if certain else ""
-        groups[found].append(_difference(method, difference))
+        known = [_difference(c) for c in comparisons if c.difference.interval.n]
+        return f"{text} Single runs differ by: {joined(known, _MOST)}." if known else text
+    groups = {found: [_difference(c) for c in comparisons if c.found == found] for found in ("better", "worse", "")}
     seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     if not groups["better"] and not groups["worse"]:
-        text = f"No method is shown to be better or worse than {name} over {seeds} seeds: {_and(groups[''])}."
+        text = f"No method is shown to be better or worse than {name} over {seeds} seeds: {joined(groups[''], _MOST)}."
     else:
-        sentences = (
-            f"Better than {name} over {seeds} seeds: {_and(groups['better'])}." if groups["better"] else "",
-            f"Worse than {name} over {seeds} seeds: {_and(groups['worse'])}." if groups["worse"] else "",
-            f"No difference shown: {_and(groups[''])}." if groups[""] else "",
+        starts = {
+            "better": f"Better than {name} over {seeds} seeds",
+            "worse": f"Worse than {name} over {seeds} seeds",
+            "": "No difference shown",
+        }
+        text = " ".join(f"{start}: {joined(groups[found], _MOST)}." for found, start in starts.items() if groups[found])
+    if hints := [row_name(c.row) for c in comparisons if c.difference.p_value < SIGNIFICANT <= c.p_corrected]:
+        tested = sum(c.difference.interval.n > 1 for c in comparisons)
+        text += (
+            f" Without correction for {tested} comparisons {joined(hints, _MOST)} would differ: a hint to be tested."
         )
-        text = " ".join(filter(None, sentences))
-    if hints := [method for method, d in tested.items() if d.p_value < SIGNIFICANT <= corrected[method]]:
-        text += f" Without correction for {len(tested)} comparisons {_and(hints)} would differ: a hint to be tested."
     return text
 
 
+def _scalarization(summary: Summary, rows: Sequence[Row]) -> list[str]:
+    """Whether any method beats tuned scalarization: the null hypothesis of a study."""
+    tuned = [row for row in rows if row.role == SCALARIZATION]
+    others = [row for row in rows if row.role != SCALARIZATION and row.method != "ew"]
+    if not others:
+        return []
+    if not tuned:
+        there = any(row.role == SCALARIZATION for row in summary.rows)
+        why = "has no finished run" if there else "is not part of this study"
+        how = "its failures are listed below" if there else "weight_grid=9 in the StudyConfig adds it"
+        return [f"Tuned scalarization {why}, so whether a method beats the best fixed weights is open: {how}."]
+    comparisons = against_scalarization(summary)
+    if not any(c.difference.interval.n > 1 for c in comparisons):
+        return ["Against tuned scalarization nothing is shown: an interval needs two or more seeds in common."]
+    first = sorted(rows, key=lambda row: row.role != SCALARIZATION)
+    budget = joined([f"{row_name(row)} {settings_tried(summary, row)}" for row in first], _MOST)
+    budget = f"Settings tried, over all optimizers: {budget}."
+    above = [c for c in comparisons if c.beats]
+    weights = f" ({setting_text(tuned[0].setting)})" if len(tuned) == 1 and tuned[0].setting else ""
+    question = f"Does any method beat tuned scalarization{weights}?"
+    if not above:
+        return [f"{question} No: no method's 95% interval lies wholly on the better side. {budget}"]
+    certain = [row_name(c.row) for c in above if c.found == "better"]
+    holm = f"After correction for {len(comparisons)} comparisons " + (
+        f"it holds for {joined(certain, _MOST)}." if certain else "it holds for none: a hint to be tested."
+    )
+    better = f"The 95% interval lies wholly on the better side for {joined(map(_difference, above), _MOST)}."
+    return [f"{question} {better} {holm} {budget}"]
+
+
 def _reading(rows: Sequence[Row]) -> str:
-    optimizers = {row.optimizer for row in rows}
-    which = f"{optimizers.pop()} for all" if len(optimizers) == 1 else _and(f"{r.method}: {r.optimizer}" for r in rows)
-    choice = f"Each method has its optimizer chosen on validation ({which})."
+    what = "its settings and its optimizer" if any(len(row.candidates) > 1 for row in rows) else "its optimizer"
+    optimizers = {optimizer_text(row) for row in rows}
+    if len(optimizers) == 1:
+        which = f" ({optimizers.pop()} for all)"
+    else:
+        which = f" ({joined(f'{row_name(r)}: {optimizer_text(r)}' for r in rows)})" if len(rows) <= _MOST else ""
+    choice = f"Each method has {what} chosen on validation{which}."
     text = f"{choice} Numbers are differences of Δm in percentage points"
     if max(len(row.seeds) for row in rows) < 2:
         return f"{text}; negative is better."
@@ -92,7 +134,7 @@ def _reading(rows: Sequence[Row]) -> str:
 def _methods_or_optimizers(summary: Summary) -> list[str]:
     """How much the choice of the method moves Δm, and how much that of the optimizer."""
     rows = [row for row in summary.rows if row.kind != SINGLE and math.isfinite(row.delta_m.mean)]
-    pairs = list(itertools.combinations(rows, 2))
+    pairs = [(a, b) for a, b in itertools.combinations(rows, 2) if frozen(a.condition) == frozen(b.condition)]
     methods = [abs(a.delta_m.mean - b.delta_m.mean) for a, b in pairs if a.optimizer == b.optimizer]
     optimizers = [abs(a.delta_m.mean - b.delta_m.mean) for a, b in pairs if a.method == b.method]
     if not methods or not optimizers:
@@ -121,40 +163,69 @@ def _methods_or_optimizers(summary: Summary) -> list[str]:
     return [text]
 
 
+def _pareto(summary: Summary) -> list[str]:
+    """How many settings of each optimizer are Pareto-optimal."""
+    if sum(bool(c.seeds) for row in summary.rows if row.kind != SINGLE for c in row.candidates) < 2:
+        return []
+    found = pareto(summary, "optimizer")
+    metrics = len({key for point in found.points for key in point.values})
+    if metrics < 2:
+        return []
+    several = len(found.counts) > 1
+    counts = [
+        f"{count.value} {count.full} of {count.runs}" + (f" ({count.other})" if several else "")
+        for count in found.counts
+    ]
+    meaning = " (in brackets: those that no run of another optimizer dominates)" if several else ""
+    return [f"Pareto-optimal over {metrics} test metrics{meaning}: {joined(counts, _MOST)}."]
+
+
 def _left_out(summary: Summary) -> list[str]:
     paragraphs = []
     undefined = [
-        f"{row.method} with {row.optimizer} ({row.delta_m.left_out})" for row in summary.rows if row.delta_m.left_out
+        f"{row_name(row)} with {optimizer_text(row)} ({row.delta_m.left_out})"
+        for row in summary.rows
+        if row.delta_m.left_out
     ]
     if undefined and not summary.problem:
-        paragraphs.append(f"Seeds without a finite Δm, left out of its mean: {_and(undefined)}.")
+        paragraphs.append(f"Seeds without a finite Δm, left out of its mean: {joined(undefined, _MOST)}.")
+    if broken := _not_finite(summary):
+        runs = "1 run has a test metric that is" if broken == 1 else f"{broken} runs have test metrics that are"
+        paragraphs.append(f"{runs} not a finite number: shown, and left out of means and Pareto sets.")
     if summary.failures:
         groups: dict[tuple[str, str], list[Failure]] = {}
         for failure in summary.failures:
             groups.setdefault((failure.method, failure.optimizer), []).append(failure)
         named = [
-            f"{method} with {optimizer}, {_seeds(failures)} ({failures[0].reason.rstrip('.')})"
+            f"{method} with {optimizer}, {_failed(failures)} ({failures[0].reason.rstrip('.')})"
             for (method, optimizer), failures in groups.items()
         ]
         runs = "1 run failed and is" if len(summary.failures) == 1 else f"{len(summary.failures)} runs failed and are"
-        paragraphs.append(f"{runs} left out of every number: {'; '.join(named)}.")
+        several = "; ".join(named[:_MOST]) + (f"; and {len(named) - _MOST} more" if len(named) > _MOST else "")
+        paragraphs.append(f"{runs} left out of every number: {several}.")
     return paragraphs
 
 
-def _difference(method: str, difference: Difference) -> str:
-    mean, half_width, n, _ = difference.interval
-    if n == 0:
-        return f"{method} (no seed in common)"
-    if n == 1:
-        return f"{method} {signed(mean)}"
-    return f"{method} {signed(mean)} [{signed(mean - half_width)}, {signed(mean + half_width)}]"
+def _not_finite(summary: Summary) -> int:
+    """How many finished runs, over all settings, have a test metric that is not a finite number."""
+    return sum(
+        any(not math.isfinite(value) for key, value in test.items() if key[0] in candidate.tasks)
+        for row in summary.rows
+        for candidate in row.candidates
+        for test in candidate.test_by_seed.values()
+    )
 
 
-def _and(names: Iterable[str]) -> str:
-    *first, last = names
-    return f"{', '.join(first)} and {last}" if first else last
+def _failed(failures: Sequence[Failure]) -> str:
+    """The seeds, or how many runs where a seed failed with several settings."""
+    seeds = [failure.seed for failure in failures]
+    return seeds_text(seeds) if len(set(seeds)) == len(seeds) else f"{len(seeds)} runs"
 
 
-def _seeds(failures: Sequence[Failure]) -> str:
-    seeds = sorted({failure.seed for failure in failures})
-    return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {_and(map(str, seeds))}"
+def _difference(comparison: Comparison) -> str:
+    name, interval = row_name(comparison.row), comparison.difference.interval
+    if interval.n == 0:
+        return f"{name} (no seed in common)"
+    if interval.n == 1:
+        return f"{name} {signed(interval.mean)}"
+    return f"{name} {signed(interval.mean)} [{signed(interval.low)}, {signed(interval.high)}]"

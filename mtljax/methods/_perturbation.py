@@ -1,0 +1,72 @@
+"""Where sharpness-aware methods evaluate gradients: a step of a given length uphill, one for each task."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtljax.gradients import PyTree
+from mtljax.methods._base import state_dtype
+from mtljax.methods._checks import Scalar
+
+
+class Radius(NamedTuple):
+    """How far, and in which norm.
+
+    Attributes:
+      rho: ρ of the shared parameters, and of all of them where the norm is joint.
+      rho_heads: ρ of a task's own parameters, None for the same.
+      adaptive: whether lengths are relative to each parameter's size (ASAM).
+      joint: whether one norm runs over shared and own parameters, or each has its own.
+    """
+
+    rho: Scalar
+    rho_heads: Scalar | None = None
+    adaptive: bool = False
+    joint: bool = False
+
+
+def uphill(params: PyTree, rows: PyTree, shared: PyTree, radius: Radius) -> tuple[PyTree, jax.Array]:
+    """The parameters after one step uphill along each row.
+
+    Args:
+      params: pytree.
+      rows: N gradients, pytree like params with a leading axis.
+      shared: pytree of bools like params.
+      radius: the length of the steps.
+
+    Returns:
+      `(params + ε, moved)`: pytree with leaves (N, *shape) in the dtypes of params, where ε = ρ g / ‖g‖, or adaptive
+      ε = ρ w² ⊙ g / ‖|w| ⊙ g‖; and the (N,) mask of the rows with a step. Zero gradients make none.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    dtype = state_dtype(params)
+    gradients = [leaf.reshape(leaf.shape[0], -1).astype(dtype) for leaf in jax.tree.leaves(rows)]
+    flags = [radius.joint or flag for flag in jax.tree.leaves(shared)]
+    points: list[Any] = list(leaves)
+    moved = jnp.zeros(len(gradients[0]), bool)
+    for flag, rho in ((True, radius.rho), (False, radius.rho if radius.rho_heads is None else radius.rho_heads)):
+        chosen = [i for i, each in enumerate(flags) if each is flag]
+        if not chosen:
+            continue
+        sizes = [jnp.abs(leaves[i].reshape(-1)).astype(dtype) if radius.adaptive else 1 for i in chosen]
+        steps, nonzero = _unit([gradients[i] for i in chosen], sizes)
+        rho = jnp.asarray(rho, dtype)
+        moved |= nonzero & (rho > 0)
+        for i, size, step in zip(chosen, sizes, steps, strict=True):
+            leaf = leaves[i]
+            epsilon = (rho * size * step).reshape(-1, *leaf.shape)
+            points[i] = (leaf.astype(dtype) + epsilon).astype(leaf.dtype)
+    return jax.tree.unflatten(treedef, points), moved
+
+
+def _unit(pieces: list[jax.Array], sizes: list[Any]) -> tuple[list[jax.Array], jax.Array]:
+    """The rows over all pieces (N, n_i) times the sizes, divided by their length, and the mask of those that have one.
+
+    They are divided by their largest entry first, so that no square leaves the dtype's range. Subnormals are zeros.
+    """
+    peak = jnp.stack([jnp.max(jnp.abs(piece), axis=1, initial=0) for piece in pieces]).max(axis=0)
+    scale = jnp.where(peak >= jnp.finfo(peak.dtype).tiny, peak, jnp.inf)
+    pieces = [size * (piece / scale[:, None]) for piece, size in zip(pieces, sizes, strict=True)]
+    length = jnp.sqrt(sum(jnp.sum(piece * piece, axis=1) for piece in pieces))
+    return [piece / jnp.where(length > 0, length, 1)[:, None] for piece in pieces], length > 0

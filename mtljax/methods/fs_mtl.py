@@ -1,0 +1,303 @@
+"""FS-MTL: any method on sharpness-aware gradients, their losses' and their flatness' part aggregated apart."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from mtljax.gradients import PyTree, TaskGradients
+from mtljax.methods._base import as_task_gradients, task_weights
+from mtljax.methods._checks import Scalar, check, check_choice, static_int
+from mtljax.methods._perturbation import Radius, uphill
+
+AGGREGATES = ("decomposed", "direct", "second", "each")
+NORMS = ("separate", "joint")
+
+
+class FsMtlState(NamedTuple):
+    """The state of FS-MTL.
+
+    Attributes:
+      step: int32 scalar, updates so far.
+      loss: state of the base method on the gradients of the losses; with "direct" on the perturbed ones.
+      flat: that of the base method on the flat parts, None where they are not aggregated by themselves.
+      pair: that of the base method on pairs of a loss and a flat part, for "each" with a leading task axis, or None.
+      rows: the flat parts of the last perturbed pass, (K, *shape), None when every update makes them.
+    """
+
+    step: jax.Array
+    loss: Any
+    flat: Any
+    pair: Any
+    rows: PyTree
+
+    @property
+    def weights(self) -> jax.Array | None:
+        """(K,) weights of the base method on the gradients of the losses, None when it keeps none."""
+        return task_weights(self.loss)
+
+
+def fs_mtl(
+    base: str | optax.GradientTransformation = "cagrad",
+    rho: Scalar = 0.05,
+    adaptive: bool = False,
+    rho_heads: Scalar | None = None,
+    norm: str = "separate",
+    aggregate: str = "decomposed",
+    *,
+    base_options: Mapping[str, Any] | None = None,
+    perturb_every: int | None = None,
+    shared_perturbation: bool = False,
+    num_tasks: int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Task-based flat regions: sharpness-aware gradients under any method (Phan et al., arXiv:2211.13723).
+
+    Task k's gradient g_k is taken again on the same batch at θ + ε_k, a step of length ρ uphill on L_k:
+
+        ε_k = ρ g_k / ‖g_k‖, or adaptive (ASAM) ε_k = ρ θ² ⊙ g_k / ‖|θ| ⊙ g_k‖
+        g_k^flat = ∇L_k(θ + ε_k) - g_k
+        d = A(g_1, ..., g_K) + A(g_1^flat, ..., g_K^flat)
+
+    A is the base method, with a state of its own for each of the two. The shared parameters and the task's own are
+    perturbed together; its own receive ∇L_k(θ + ε_k) where A leaves own parameters unscaled. Cost: 2K backward passes
+    and K + 1 forward passes. `aggregate="direct"` is A(∇L_k(θ + ε_k)), so `fs_mtl("ew", aggregate="direct")` is SAM for
+    each task and summed, and with one task it is SAM itself, two gradients a step.
+
+    The default ρ is that of SAM (arXiv:2010.01412); the paper's code has ρ = 2 with `adaptive` and `norm="joint"` on
+    Multi-MNIST, and separate norms with ρ between 0.001 and 2 elsewhere. Where the code adds 1e-12 to a norm, nothing
+    is added here, and it takes the mean for `ew` instead of the sum. Auxiliary outputs of the losses function, such as
+    batch statistics, are those at θ: the perturbed pass leaves no trace. Dropout masks are the same in both.
+
+    A task with a zero gradient has no ε_k and no flat part, a task without a label counts in neither aggregation, and
+    if all gradients are zero, d = 0. The Python number `rho=0` returns the base method itself. A traced ρ of 0, as from
+    `optax.inject_hyperparams`, makes every flat part exactly zero, at the full cost.
+
+    As ρ goes to 0 the flat parts go to 0, and A of them where A is homogeneous. Where it is not, the flat part of d
+    does not vanish: that of `nash_mtl` has norm √K whatever ρ is, that of `fairgrad` grows like ρ^((1 - α) / (1 + α)).
+    For small ρ it is the direction of rounding errors: keep ρ well above 1e-4 ‖θ‖ there (adaptive: 1e-4), or take
+    "direct".
+
+    >>> import jax.numpy as jnp, optax, mtljax as mtl
+    >>> losses_fn = lambda p: {"left": 2 * p[0] ** 2, "right": 0.5 * p[1] ** 2}
+    >>> params = jnp.array([1.0, 1.0])
+    >>> losses, grads = mtl.task_gradients(losses_fn, params)
+    >>> tx = mtl.fs_mtl(mtl.ew(), rho=0.5)
+    >>> gradient, _ = tx.update(grads, tx.init(params), params, losses=losses)
+    >>> gradient.tolist()
+    [6.0, 1.5]
+
+    Args:
+      base: A: a method's name, or any transformation from task gradients to one gradient, such as `mtl.cagrad(c=0.4)`.
+      rho: ρ, at least 0, in units of the parameters; adaptive, of their relative change. May be a tracer.
+      adaptive: whether each parameter counts relative to its own size.
+      rho_heads: ρ of a task's own parameters, None for `rho`. May be a tracer.
+      norm: "separate": one norm over the shared parameters and one over a task's own, as in the paper; "joint": one
+        over both. With one task all parameters are shared, unless `task_gradients` is told otherwise.
+      aggregate: "decomposed" as above; "direct" as above; "second" is A of the two results in place of their sum;
+        "each" is A over the tasks of A(g_k, g_k^flat).
+      base_options: hyperparameters of a base given by name.
+      perturb_every: not the paper's: the perturbed pass every n updates, its flat parts kept (K copies of the
+        parameters) and reused in between, where an update costs that of the base. `update(..., solve=True|False)` then
+        says at trace time whether to perturb.
+      shared_perturbation: not the paper's: one ε for all tasks, from the summed loss; with "direct" in every mode of
+        `task_gradients`, for one forward and one backward pass more than the base.
+      num_tasks: K; needed for `perturb_every` and "each".
+
+    Returns:
+      A transformation from `TaskGradients` of `task_gradients` to one gradient; it evaluates the losses again and so
+      takes no explicit Jacobian, and what changes gradients (`per_task`) goes into the base, not before it.
+
+    Raises:
+      ValueError: on values out of range, or options that do not go together; on update, on gradients that cannot be
+        evaluated elsewhere, or in mode "features" without `shared_perturbation`.
+    """
+    check(lambda: bool(0 <= rho < math.inf), rho, "fs_mtl: rho must be at least 0 and finite")
+    if rho_heads is not None:
+        check(lambda: bool(0 <= rho_heads < math.inf), rho_heads, "fs_mtl: rho_heads must be at least 0 and finite")
+        if norm == "joint":
+            raise ValueError('fs_mtl: norm="joint" takes one length of the whole step: leave out rho_heads')
+    check_choice("fs_mtl", "norm", norm, NORMS)
+    check_choice("fs_mtl", "aggregate", aggregate, AGGREGATES)
+    if perturb_every is not None and (not isinstance(perturb_every, int) or perturb_every < 1):
+        raise ValueError(
+            f"fs_mtl: perturb_every must be a positive Python int, got {perturb_every!r} "
+            '(inside optax.inject_hyperparams, pass static_args=("perturb_every", "num_tasks"))'
+        )
+    if num_tasks is None and (aggregate == "each" or perturb_every is not None):
+        what = 'aggregate="each"' if aggregate == "each" else "perturb_every"
+        raise ValueError(f"fs_mtl: {what} remembers something of every task; pass num_tasks=K")
+    whole, pair = _base(base, base_options, num_tasks, paired=aggregate in ("second", "each"))
+    if _is_zero(rho) and (rho_heads is None or _is_zero(rho_heads)):
+        return whole
+    radius = Radius(rho, rho_heads, adaptive, norm == "joint")
+
+    def init_fn(params: PyTree) -> Any:
+        flat = whole.init(params) if aggregate in ("decomposed", "second") else None
+        paired = rows = None
+        if pair is not None:
+            paired = pair.init(params)
+            weights = task_weights(paired)
+            if weights is not None and len(weights) != 2:
+                raise ValueError(
+                    f"fs_mtl: aggregate={aggregate!r} also aggregates pairs, but the base was built with num_tasks="
+                    f"{len(weights)}: leave num_tasks out of it, or give it by name"
+                )
+            if aggregate == "each":
+                assert num_tasks is not None
+                count = static_int(num_tasks, "fs_mtl", "num_tasks")
+                paired = jax.vmap(lambda _: pair.init(params))(jnp.arange(count))
+        if perturb_every is not None:
+            assert num_tasks is not None
+            count = static_int(num_tasks, "fs_mtl", "num_tasks")
+            rows = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype), params)
+        return FsMtlState(jnp.zeros((), jnp.int32), whole.init(params), flat, paired, rows)
+
+    def perturbed(grads: TaskGradients) -> tuple[TaskGradients, jax.Array]:
+        """The gradients at the perturbed parameters, with the losses at θ beside them, and the tasks that moved."""
+        if shared_perturbation:
+            total = jax.tree.map(lambda leaf: leaf[None], grads.combine(jnp.ones(grads.num_tasks), scale_own=True))
+            points, moved = uphill(grads.params, total, grads.shared, radius)
+            found = grads.moved_to(jax.tree.map(lambda leaf: leaf[0], points))
+        else:
+            points, moved = uphill(grads.params, grads.jacobian(), grads.shared, radius)
+            found = grads.at(points)
+        return (found if grads.losses is None else found.with_losses(grads.losses)), moved
+
+    def flat_rows(grads: TaskGradients) -> PyTree:
+        if _streams(grads) and not shared_perturbation:
+            return grads.changes(lambda row: uphill(grads.params, row, grads.shared, radius))
+        grads = grads.materialize()
+        found, moved = perturbed(grads)
+        return jax.tree.map(
+            lambda new, old: jnp.where(moved.reshape(-1, *(1,) * (old.ndim - 1)), new - old, 0),
+            found.jacobian(),
+            grads.jacobian(),
+        )
+
+    def aggregated(
+        every: list[TaskGradients], flats: list[TaskGradients], state: FsMtlState, params: PyTree, extra: dict[str, Any]
+    ) -> tuple[PyTree, FsMtlState]:
+        """The gradient from those of the losses and the flat parts."""
+        if aggregate == "direct":
+            both = [g.with_jacobian(_add(g.jacobian(), f.jacobian())) for g, f in zip(every, flats, strict=True)]
+            gradient, loss = whole.update(_one(both), state.loss, params, **extra)
+            return gradient, state._replace(loss=loss)
+        if aggregate == "each":
+            (grads,), (flat,) = every, flats
+            pairs = jax.tree.map(lambda a, b: jnp.stack([a, b], axis=1), grads.jacobian(), flat.jacobian())
+
+            def of_task(rows: PyTree, one: Any) -> Any:
+                return pair.update(TaskGradients.from_jacobian(rows, shared=grads.shared), one, params)
+
+            rows, paired = jax.vmap(of_task)(pairs, state.pair)
+            gradient, loss = whole.update(_one([grads.with_jacobian(rows)]), state.loss, params, **extra)
+            return gradient, state._replace(loss=loss, pair=paired)
+        of_losses, loss = whole.update(_one(every), state.loss, params, **extra)
+        of_flat, flat = whole.update(_one(flats), state.flat, params, **extra)
+        state = state._replace(loss=loss, flat=flat)
+        if pair is None:
+            return _add(of_losses, of_flat), state
+        both = jax.tree.map(lambda a, b: jnp.stack([a, b]), of_losses, of_flat)
+        both = TaskGradients.from_jacobian(both, shared=every[0].shared)
+        gradient, paired = pair.update(both, state.pair, params)
+        return gradient, state._replace(pair=paired)
+
+    def update_fn(
+        updates: Any,
+        state: Any,
+        params: PyTree | None = None,
+        *,
+        losses: Any = None,
+        solve: bool | None = None,
+        **extra: Any,
+    ) -> tuple[PyTree, Any]:
+        several = isinstance(updates, tuple) and all(isinstance(each, TaskGradients) for each in updates)
+        every = [as_task_gradients(each, params, losses) for each in (updates if several else (updates,))]
+        for each in every:
+            _check(each, num_tasks, any_mode=shared_perturbation and aggregate == "direct" and perturb_every is None)
+        if len(every) > 1 and (perturb_every is not None or aggregate in ("second", "each")):
+            raise ValueError(
+                'fs_mtl: several independent batches go with aggregate="decomposed" or "direct" and no perturb_every'
+            )
+        params = every[0].params if params is None else params
+        state = state._replace(step=state.step + 1)
+        if perturb_every is None:
+            extra["solve"] = solve
+            if aggregate == "direct":
+                gradient, loss = whole.update(_one([perturbed(g)[0] for g in every]), state.loss, params, **extra)
+                return gradient, state._replace(loss=loss)
+            every = [g if _streams(g) else g.materialize() for g in every]
+            flats = [g.with_jacobian(flat_rows(g)) for g in every]
+            return aggregated(every, flats, state, params, extra)
+        grads = every[0].materialize()
+        if solve is None:
+            due = (state.step - 1) % perturb_every == 0
+            rows = lax.cond(due, lambda _: flat_rows(grads), lambda kept: kept, state.rows)
+        else:
+            rows = flat_rows(grads) if solve else state.rows
+        return aggregated([grads], [grads.with_jacobian(rows)], state._replace(rows=rows), params, extra)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _base(
+    base: Any, options: Mapping[str, Any] | None, num_tasks: int | None, paired: bool
+) -> tuple[optax.GradientTransformationExtraArgs, Any]:
+    """The base method, and where pairs are aggregated the same for two."""
+    if not isinstance(base, str):
+        if options is not None:
+            raise ValueError("fs_mtl: base_options go with a base given by name; set them where the base is built")
+        if not (callable(getattr(base, "init", None)) and callable(getattr(base, "update", None))):
+            raise ValueError(f"fs_mtl: base must be the name of a method or a transformation, got {base!r}")
+        whole = optax.with_extra_args_support(base)
+        return whole, whole if paired else None
+    if base == "fs_mtl":
+        raise ValueError("fs_mtl: the base must be another method, such as 'cagrad'")
+    from mtljax.methods import create  # the registry lists this method too
+
+    whole = create(base, num_tasks, **(options or {}))
+    return whole, create(base, 2, **(options or {})) if paired else None
+
+
+def _check(grads: TaskGradients, num_tasks: int | None, any_mode: bool) -> None:
+    if num_tasks is not None and grads.num_tasks != num_tasks:
+        raise ValueError(f"fs_mtl: built with num_tasks={num_tasks}, but got the gradients of {grads.num_tasks}")
+    if grads.choice is None:
+        raise ValueError(
+            "fs_mtl evaluates gradients again at perturbed parameters, which an explicit Jacobian cannot: pass the "
+            "result of mtl.task_gradients(losses_fn, params, ...)"
+        )
+    if grads.changed:
+        raise ValueError(
+            "fs_mtl evaluates gradients again, and what changed these before would miss the new ones: put it into the "
+            "base, as in mtl.fs_mtl(optax.chain(mtl.per_task(...), mtl.ew()))"
+        )
+    if grads.choice.mode == "features" and not any_mode:
+        raise ValueError(
+            'fs_mtl perturbs parameters by the gradient of every task, which mode="features" saves: use another mode, '
+            'or aggregate="direct" with shared_perturbation=True'
+        )
+
+
+def _is_zero(rho: Any) -> bool:
+    """Whether this is the number 0 of Python or NumPy; jax arrays count as traced, so that one program fits all."""
+    return isinstance(rho, (int, float, np.number)) and rho == 0
+
+
+def _streams(grads: TaskGradients) -> bool:
+    """Whether the mode is the one that holds no Jacobian."""
+    return grads.choice is not None and grads.choice.mode == "two_pass"
+
+
+def _one(every: list[TaskGradients]) -> Any:
+    """What a base takes: the gradients, or a tuple of those of several batches."""
+    return tuple(every) if len(every) > 1 else every[0]
+
+
+def _add(left: PyTree, right: PyTree) -> PyTree:
+    return jax.tree.map(jnp.add, left, right)

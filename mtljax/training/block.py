@@ -1,0 +1,254 @@
+"""Many runs of one structure in one program: their states stacked, the step vmapped, the loop over steps inside.
+
+What the runs log, select and stop at is decided by the functions of `loop` and `records`, run by run.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from mtljax.data import MultiTaskData, Split
+from mtljax.methods import task_weights
+from mtljax.training.config import TrainConfig
+from mtljax.training.logs import RunLog
+from mtljax.training.loop import Progress, Result, stops_early
+from mtljax.training.program import Evaluation, Program, data_key, evaluation_sums, metrics_from, score
+from mtljax.training.records import (
+    Metrics,
+    NonFiniteLossError,
+    check_evaluation,
+    check_finite,
+    evaluation_record,
+    train_record,
+)
+from mtljax.training.signals import stop_requests
+from mtljax.training.state import Monitor, TrainState, restarted
+
+PyTree = Any
+
+
+class Block(NamedTuple):
+    """The compiled functions of many runs at once; what they take and give has a leading axis over the runs.
+
+    Attributes:
+      program: the functions of one run.
+      advance: `(states, split, permutations, steps) -> (states, weights)`, so many steps, which are no constant.
+      shuffle: `(keys, epoch) -> permutations`.
+      evaluation: of `(params, model_states)`.
+      keep: `(better, new, old) -> networks`, the new ones where `better` is true.
+    """
+
+    program: Program
+    advance: Callable[..., Any]
+    shuffle: Callable[..., jax.Array]
+    evaluation: Evaluation
+    keep: Callable[..., PyTree]
+
+
+class _Run:
+    """What the host knows of one run of a block."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.log = RunLog(None, lambda text: None, tensorboard=False, until=None)
+        self.score, self.best_step, self.steps = -math.inf, 0, 0
+        self.stopped = False
+        self.error: NonFiniteLossError | None = None
+
+    @property
+    def runs(self) -> bool:
+        return not self.stopped and self.error is None
+
+
+def build_block(program: Program) -> Block:
+    """The functions of many runs, from those of one; nothing is compiled yet.
+
+    Args:
+      program: of one device.
+
+    Returns:
+      The block.
+
+    Raises:
+      ValueError: if the program is of several devices.
+    """
+    if len(program.devices.every) > 1:
+        raise ValueError(
+            f"runs are stacked on one device each, but the program is of {len(program.devices.every)}: use devices=1"
+        )
+    every = program.solve_every
+
+    def step(states: TrainState, split: Split, permutations: jax.Array, solve: bool | None) -> TrainState:
+        return jax.vmap(lambda state, order: program.advance(state, split, order, solve)[0])(states, permutations)
+
+    def advance(states: TrainState, split: Split, permutations: jax.Array, steps: jax.Array) -> tuple[TrainState, Any]:
+        def body(_: Any, states: TrainState) -> TrainState:
+            if every == 1:
+                return step(states, split, permutations, None)
+            # All runs are at the same step, so that only one of the branches is computed.
+            return lax.cond(
+                states.step[0] % every == 0,
+                lambda states: step(states, split, permutations, True),
+                lambda states: step(states, split, permutations, False),
+                states,
+            )
+
+        states = lax.fori_loop(0, steps, body, states)
+        return states, jax.vmap(task_weights)(states.opt_state)
+
+    def keep(better: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+        def choose(a: jax.Array, b: jax.Array) -> jax.Array:
+            return jnp.where(better.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+        return jax.tree.map(choose, new, old)
+
+    batch = jax.vmap(program.evaluation.batch, in_axes=(0, 0, None, None, None))
+    return Block(
+        program=program,
+        advance=jax.jit(advance, donate_argnums=0),
+        shuffle=jax.jit(jax.vmap(program.shuffle, in_axes=(0, None))),
+        evaluation=Evaluation(program.tasks, jax.jit(batch)),
+        keep=jax.jit(keep),
+    )
+
+
+def train_block(
+    configs: Sequence[TrainConfig],
+    states: Sequence[TrainState],
+    *,
+    data: MultiTaskData,
+    block: Block,
+    size: int | None = None,
+    progress: Progress | None = None,
+) -> list[Result | NonFiniteLossError]:
+    """Trains many networks at once, each as `train` would.
+
+    Args:
+      configs: runs of one structure, with equal `log_every` and `evaluate_every`.
+      states: their states before the first step, from `init_state`; trees of equal shapes and dtypes.
+      data: their data.
+      block: their functions, from `build_block`.
+      size: pad to so many runs, so that blocks of different lengths share what is compiled.
+      progress: how to report; None is silent.
+
+    Returns:
+      What each run found, without workdir, or the error that ended it while the others went on. Times are a run's
+      share of the block's. On SIGTERM or Ctrl-C every result that is not an error has `interrupted` set.
+    """
+    progress = progress or Progress()
+    program, runs = block.program, [_Run(config) for config in configs]
+    padded = [*states, *[states[-1]] * ((size or len(runs)) - len(runs))]
+    keys = jnp.stack([data_key(config) for config in [*configs, *[configs[-1]] * (len(padded) - len(runs))]])
+    device = program.devices.local[0]
+    stacked: TrainState = jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *padded), device)
+    splits = {name: jax.device_put(split, device) for name, split in data.splits.items()}
+    step, total = 0, configs[0].epochs * program.steps_per_epoch
+    log_every, every = configs[0].log_every, configs[0].evaluate_every or program.steps_per_epoch
+    permutations, best, interrupted = block.shuffle(keys, 0), (stacked.params, stacked.model_state), None
+    best = block.keep(jnp.ones(len(padded), bool), best, best)  # a copy: the step donates its state
+    stacked, _ = block.advance(stacked, splits["train"], permutations, np.int32(0))  # compiles, outside the clock
+    jax.block_until_ready(stacked)
+    start, training = time.perf_counter(), 0.0
+    progress.start(0, total)
+
+    def share() -> float:
+        return (time.perf_counter() - start) / len(runs)
+
+    def evaluated(params: PyTree, model_states: PyTree, split: str) -> list[Metrics]:
+        sums = evaluation_sums(block.evaluation, params, model_states, splits[split])
+        return [metrics_from(program.tasks, _item(sums, i)) for i in range(len(runs))]
+
+    with stop_requests() as request:
+        while step < total and any(run.runs for run in runs):
+            if request:
+                interrupted = request[0]
+                break
+            if step and step % program.steps_per_epoch == 0:
+                permutations = block.shuffle(keys, step // program.steps_per_epoch)
+            stop = min(total, *(step - step % n + n for n in (log_every, every, program.steps_per_epoch)))
+            began = time.perf_counter()
+            stacked, weights = block.advance(stacked, splits["train"], permutations, np.int32(stop - step))
+            jax.block_until_ready(stacked.step)
+            training += time.perf_counter() - began
+            step = stop
+            progress.step(step)
+            evaluating = step % every == 0 or step == total
+            if not evaluating and step % log_every:
+                continue
+            monitor, weights = jax.device_get((stacked.monitor, weights))
+            stacked = stacked._replace(monitor=jax.device_put(jax.device_get(restarted(monitor)), device))
+            for i, run in enumerate(runs):
+                if run.runs:
+                    _log_training(program, run, step, _item(monitor, i), _item(weights, i), share())
+            if not evaluating:
+                continue
+            better = np.zeros(len(padded), bool)
+            for i, found in enumerate(evaluated(stacked.params, stacked.model_state, "validation")):
+                if runs[i].runs:
+                    better[i] = _select(program, runs[i], step, found, share())
+            best = block.keep(better, (stacked.params, stacked.model_state), best)
+        interrupted = interrupted if any(run.runs for run in runs) else None
+
+    validation = test = [{} for _ in runs]
+    if not interrupted and any(run.error is None for run in runs):
+        validation, test = (evaluated(best[0], best[1], split) for split in ("validation", "test"))
+    networks = jax.device_get(best)
+    results: list[Result | NonFiniteLossError] = []
+    for i, run in enumerate(runs):
+        if run.error is not None:
+            results.append(run.error)
+            continue
+        if not interrupted:
+            run.log.write(evaluation_record(program, "test", run.best_step, test[i], share()))
+        params, model_state = _item(networks, i)
+        results.append(
+            Result(
+                validation=validation[i],
+                test=test[i],
+                best_step=run.best_step,
+                steps=run.steps,
+                seconds_per_step=training / step / len(runs) if step else math.nan,
+                records=run.log.records,
+                params=params,
+                model_state=model_state,
+                interrupted=interrupted,
+            )
+        )
+    return results
+
+
+def _log_training(program: Program, run: _Run, step: int, monitor: Monitor, weights: Any, seconds: float) -> None:
+    """Logs the steps since the last record, or keeps the error that ends the run."""
+    run.steps = step
+    try:
+        check_finite(program, monitor)
+    except NonFiniteLossError as error:
+        run.error = error
+        return
+    run.log.write(train_record(program, step, monitor, weights, seconds))
+
+
+def _select(program: Program, run: _Run, step: int, found: Metrics, seconds: float) -> bool:
+    """Logs a validation; says whether the network is the best of its run so far."""
+    run.log.write(evaluation_record(program, "validation", step, found, seconds))
+    try:
+        check_evaluation(found, step)
+    except NonFiniteLossError as error:
+        run.error = error
+        return False
+    value = score(program, found)
+    better = value > run.score or not run.best_step
+    if better:
+        run.score, run.best_step = value, step
+    run.stopped = stops_early(run.config, run.log, program)
+    return better
+
+
+def _item(tree: PyTree, index: int) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[index], tree)
