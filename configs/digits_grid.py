@@ -28,6 +28,6 @@ def get_config() -> StudyConfig:
         ),
         methods=tuple(MethodConfig(name) for name in ("ew", "pcgrad", "mgda", "cagrad")),
         optimizers=(OptimizerConfig("adam"), OptimizerConfig("sgd", options={"momentum": 0.9})),
-        axes=product({"optimizer.learning_rate": (1e-3, 3e-3, 1e-2, 3e-2)}),
+        axes=product({"optimizer.learning_rate": (3e-3, 1e-2, 3e-2, 1e-1)}),
         seeds=(0, 1, 2),
     )

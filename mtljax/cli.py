@@ -1,4 +1,4 @@
-"""The command line: mtljax train | evaluate | ablate | report | methods."""
+"""The command line: mtljax train | evaluate | ablate | report | analyze | methods."""
 
 import argparse
 import contextlib
@@ -159,7 +159,7 @@ def _dry_run(study: Any, directory: Path, options: argparse.Namespace) -> int:
         soft_wrap=True,
     )
     left = estimate(found)
-    several = (options.jobs or 1) if strategy in ("processes", "ray") else 1
+    several = (options.jobs or os.cpu_count() or 1) if strategy in ("processes", "ray") else 1
     text = f"time left: unknown ({left.source})"
     if left.seconds is not None:
         shared = f", divided by {several} jobs" if several > 1 else ""
@@ -206,6 +206,12 @@ def _report(options: argparse.Namespace, overrides: list[str]) -> int:
 
     print(write_report(options.directory))
     return 0
+
+
+def _analyze(options: argparse.Namespace, overrides: list[str]) -> int:
+    from mtljax.commands import analyze
+
+    return getattr(analyze, options.what.replace("-", "_"))(options, overrides)
 
 
 def _methods(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -290,13 +296,12 @@ def _parser() -> argparse.ArgumentParser:
     ablate.add_argument("config", metavar="CONFIG", help="Python file with get_config() returning a StudyConfig")
     ablate.add_argument("--workdir", help="directory of the study (default: runs/NAME)")
     ablate.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="cells at once, where the strategy runs several"
+        "--jobs", type=int, metavar="N", help="cells at once, where the strategy runs several (default: as many as fit)"
     )
     ablate.add_argument(
         "--strategy",
-        default="sequential",
         metavar="S",
-        help="how cells run: sequential (default), vmap, processes or ray",
+        help="how cells run: sequential (default on a CPU), vmap (default on accelerators), processes or ray",
     )
     ablate.add_argument(
         "--dry-run", action="store_true", help="list cells and programs, estimate the time, run nothing"
@@ -308,10 +313,38 @@ def _parser() -> argparse.ArgumentParser:
     report = command("report", _report, "rebuild the report of a study from its records", "mtljax report runs/digits")
     report.add_argument("directory", metavar="DIR", help="directory of a study")
 
+    _add_analyses(command("analyze", _analyze, "see what optimizers and methods do", "mtljax analyze toy"))
+
     listing = command("methods", _methods, "list the multi-task methods, or explain one", "mtljax methods cagrad")
     listing.add_argument("name", nargs="?", metavar="NAME", help="the method to explain")
     listing.add_argument("--markdown", action="store_true", help="print the tables of docs/methods.md")
     return parser
+
+
+def _add_analyses(analyze: argparse.ArgumentParser) -> None:
+    kinds = analyze.add_subparsers(dest="what", required=True, metavar="WHAT")
+
+    def kind(name: str, help_text: str, example: str) -> argparse.ArgumentParser:
+        text, last = help_text[0].upper() + help_text[1:] + ".", f"example: mtljax analyze {name} {example}"
+        sub = kinds.add_parser(name, help=help_text, description=text, epilog=last, allow_abbrev=False)
+        sub.add_argument("--figure", metavar="FILE", help="also draw it, as PNG, PDF or SVG")
+        return sub
+
+    toy = kind(
+        "toy",
+        "steps to the minimum of CAGrad's function of two parameters; --field=value overrides a field of the config",
+        "--iterations=10000 --methods=all --figure toy.png",
+    )
+    toy.add_argument("config", nargs="?", metavar="CONFIG", help="file with get_config() returning a ToyConfig")
+    toy.set_defaults(takes_overrides=True)
+    scale = kind(
+        "scale-invariance",
+        "which optimizers see the scale of the losses, on a small network",
+        "--scales 10,0.01 --figure scales.png",
+    )
+    scale.add_argument("--scales", default="10,0.1", metavar="A,B", help="of the two losses (default: 10,0.1)")
+    scale.add_argument("--steps", type=int, metavar="N", help="of each run (default: 800, that is 100 epochs)")
+    scale.add_argument("--eps", type=float, default=1e-16, help="Adam's ε (default: 1e-16)")
 
 
 def _metrics_table(splits: dict[str, dict[str, dict[str, float]]]) -> Table:

@@ -35,6 +35,7 @@ from rich.table import Table
 from mtljax.ablation import StudyConfig, product
 from mtljax.ablation.cell import Cell, Context
 from mtljax.ablation.strategies import STRATEGIES
+from mtljax.ablation.strategies.processes import cores
 from mtljax.training import DataConfig, MethodConfig, ModelConfig, OptimizerConfig, TrainConfig
 
 NETWORKS = {
@@ -224,8 +225,8 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=4, metavar="N", help="separate runs measured, of 24")
     options = parser.parse_args()
     console = Console(width=110)
-    device, cores = jax.devices()[0].device_kind, len(os.sched_getaffinity(0))
-    console.print(f"jax {jax.__version__} on {jax.default_backend()} ({device}), {cores} cores")
+    device = jax.devices()[0].device_kind
+    console.print(f"jax {jax.__version__} on {jax.default_backend()} ({device}), {cores()} cores")
     with tempfile.TemporaryDirectory() as cache:
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

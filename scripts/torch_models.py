@@ -77,7 +77,7 @@ def _placed(
     encoder: nn.Module, features: int, inputs: np.ndarray, labels: np.ndarray, device: str
 ) -> tuple[nn.Module, nn.ModuleList, torch.Tensor, torch.Tensor]:
     """The encoder, linear heads and the batch, on the device."""
-    x = torch.tensor(np.moveaxis(inputs, -1, 1), device=device)
+    x = torch.tensor(np.ascontiguousarray(np.moveaxis(inputs, -1, 1)), device=device)
     y = torch.tensor(labels, dtype=torch.long, device=device)
     return encoder.to(device), nn.ModuleList(nn.Linear(features, 10) for _ in labels).to(device), x, y
 

@@ -33,7 +33,7 @@ def config(tmp_path, monkeypatch):
     return str(path)
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "ablate", "report", "methods"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "ablate", "report", "analyze", "methods"])
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
@@ -125,11 +125,24 @@ def test_a_loss_that_explodes_is_exit_status_1(config, capsys):
 
 def test_the_shipped_configs_can_be_read():
     from mtljax.ablation import StudyConfig
+    from mtljax.analysis.toy import ToyConfig
     from mtljax.training.config import load_config
 
+    commands = {StudyConfig: "mtljax ablate", ToyConfig: "mtljax analyze"}
     paths = sorted((ROOT / "configs").rglob("*.py"))
     assert {"digits.py", "multi_mnist.py"} <= {path.name for path in paths}
     for path in paths:
-        config = load_config(path)
-        assert isinstance(config, StudyConfig)
-        assert "mtljax ablate" in path.read_text()
+        assert commands[type(load_config(path))] in path.read_text()
+
+
+def test_ablate_leaves_strategy_and_jobs_to_the_machine(tmp_path, monkeypatch):
+    seen = {}
+
+    def run_study(*args, **options):
+        del args
+        seen.update(options)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("mtljax.ablation.run_study", run_study)
+    assert main(["ablate", "configs/digits.py", "--workdir", str(tmp_path)]) == 2
+    assert (seen["strategy"], seen["jobs"]) == (None, None)

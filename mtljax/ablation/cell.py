@@ -173,9 +173,14 @@ FAILURES = (NonFiniteLossError, ValueError, MemoryError, jax.errors.JaxRuntimeEr
 
 def is_failure(error: BaseException) -> bool:
     """Whether an error is one cell's own, so that the grid goes on; of the runtime's only lack of memory is."""
-    if isinstance(error, jax.errors.JaxRuntimeError):
-        return OUT_OF_MEMORY in str(error)
-    return isinstance(error, FAILURES)
+    return is_memory(error) or (isinstance(error, FAILURES) and not isinstance(error, jax.errors.JaxRuntimeError))
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the host or of the device."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, jax.errors.JaxRuntimeError) and OUT_OF_MEMORY in str(error)
+    )
 
 
 def head(cell: Cell, data: MultiTaskData) -> Record:
@@ -225,7 +230,7 @@ def finished(head: Record, result: Result, steps_per_epoch: int, seconds: float)
 def failed(head: Record, error: BaseException, seconds: float) -> Record:
     """The record of a run that failed; its reason is one sentence."""
     reason = str(error) or type(error).__name__
-    if isinstance(error, MemoryError) or OUT_OF_MEMORY in reason:
+    if is_memory(error):
         first = reason.splitlines()[0]
         reason = f"out of memory ({first}): a smaller batch_size, or accumulate=2, needs less"
     return head | {"status": "failed", "reason": reason, "seconds": seconds}

@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import re
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -20,13 +21,13 @@ from mtljax.ablation.cell import Cell
 from mtljax.ablation.names import label, optimizer_label, short, unvaried, value_text, with_unique_names
 from mtljax.errors import unknown
 from mtljax.training.config import MethodConfig, OptimizerConfig, TrainConfig
-from mtljax.training.overrides import replaced
+from mtljax.training.overrides import checked, replaced
 
 SINGLE_TASK = "single-task"
 SCALARIZATION = "scalarization (tuned)"
 WEIGHTS = "method.options.weights"
 MOST_CELLS = 10_000
-LEAST_WEIGHT = 0.01  # of the sampled weights, before they are scaled to sum to one
+LEAST_WEIGHT = 0.01  # of the sampled weights, before they are scaled
 TaskNames: TypeAlias = Sequence[str] | Callable[[TrainConfig], Sequence[str]]
 
 
@@ -44,9 +45,10 @@ class StudyConfig:
       baselines: whether single-task runs, one network a task, are part of the study.
       axes: what else varies, made with `product` and `zipped`; several axes multiply. The options of a method or an
         optimizer vary only for those that take them.
-      weight_grid: how many fixed weights of the losses, summing to one, are part of the study as tuned scalarization:
-        for two tasks so many points evenly inside the simplex (9: 0.1 to 0.9), for more so many log-uniform samples
-        between 0.01 and 1, the same in every study; 0 leaves it out.
+      weight_grid: how many fixed weights of the losses are part of the study as tuned scalarization: for two tasks so
+        many points evenly inside the simplex (9: shares of 0.1 to 0.9), for more so many log-uniform samples whose
+        shares differ by up to 100, the same in every study; scaled to sum to K, so that equal weights are `ew`. 0
+        leaves it out.
       tuned: the fields of `axes` whose value is chosen on validation, per method and optimizer; None for those under
         "optimizer." and "method.options.". The others are conditions, which are compared.
     """
@@ -64,6 +66,10 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         """Checks everything that can be checked without data."""
+        if not isinstance(self.axes, tuple | list) or not all(isinstance(axis, Axis) for axis in self.axes):
+            raise ValueError(f"axes must be made with product(...) and zipped(...), joined by +, got {self.axes!r}")
+        for name, hint in typing.get_type_hints(StudyConfig).items():
+            object.__setattr__(self, name, checked(hint, getattr(self, name), name))  # lists become tuples
         for axis in ("methods", "optimizers", "seeds"):
             if not getattr(self, axis):
                 raise ValueError(f"the study {self.name!r} is empty: {axis} lists nothing")
@@ -127,26 +133,26 @@ def _every(study: StudyConfig, names: Callable[[TrainConfig], Sequence[str]]) ->
 
 
 def weight_grid(tasks: Sequence[str], count: int) -> list[dict[str, float]]:
-    """The weights of tuned scalarization, by task.
+    """The weights of tuned scalarization, by task: those of `ew` on average, so that a learning rate means the same.
 
     >>> [point["a"] for point in weight_grid(["a", "b"], 3)]
-    [0.25, 0.5, 0.75]
+    [0.5, 1.0, 1.5]
 
     Args:
       tasks: names of the tasks, sorted.
       count: how many points.
 
     Returns:
-      Weights that sum to one; none for a single task, which has nothing to weigh.
+      Weights that sum to the number of tasks; none for a single task, which has nothing to weigh.
     """
     if len(tasks) < 2:
         return []
     if len(tasks) == 2:
         parts = count + 1
-        return [dict(zip(tasks, (i / parts, (parts - i) / parts), strict=True)) for i in range(1, parts)]
+        return [dict(zip(tasks, (2 * i / parts, 2 * (parts - i) / parts), strict=True)) for i in range(1, parts)]
     random = np.random.default_rng(0)
     samples = np.exp(random.uniform(math.log(LEAST_WEIGHT), 0.0, (count, len(tasks))))
-    samples /= samples.sum(axis=1, keepdims=True)
+    samples *= len(tasks) / samples.sum(axis=1, keepdims=True)
     return [dict(zip(tasks, map(float, sample.round(6)), strict=True)) for sample in samples]
 
 

@@ -10,6 +10,7 @@ from mtljax.ablation.cell import Cell
 from mtljax.training.config import OptimizerConfig, to_dict
 
 _LONGEST_NAME = 180  # file names end at 255 bytes
+_LISTED = 3  # of repeated cells
 
 
 def optimizer_label(config: OptimizerConfig, varied: Mapping[str, Any]) -> str:
@@ -69,5 +70,10 @@ def with_unique_names(study: str, found: list[Cell]) -> list[Cell]:
             cell = cell._replace(name=name, config=dataclasses.replace(cell.config, name=name))
         unique.append(cell)
     if repeated:
-        raise ValueError(f"the study {study!r} lists the same run twice: {', '.join(sorted(set(repeated)))}")
+        names = sorted(set(repeated))
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        raise ValueError(
+            f"the study {study!r} lists the same run twice: {', '.join(names[:_LISTED])}{more}; take the repeated "
+            "seed, method, optimizer or value out"
+        )
     return unique

@@ -18,6 +18,7 @@ from mtljax.ablation.cell import Record, StudyProgress
 from mtljax.training.loop import Progress as RunProgress
 
 _SHOWN = 8  # best cells in the running table
+_PERIOD_SECONDS = 86_400  # over which the speed is measured: cells take minutes
 _TABLES = 10  # times the running table is printed where it cannot be kept up to date
 
 
@@ -66,7 +67,7 @@ def _live(console: Console) -> Iterator[StudyProgress]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    bars = Progress(*columns, console=console)
+    bars = Progress(*columns, console=console, speed_estimate_period=_PERIOD_SECONDS)
     cells, steps = bars.add_task("cells", total=None), bars.add_task("", total=None)
     records: list[Record] = []
     with Live(bars, console=console, transient=True, refresh_per_second=4) as live:
@@ -91,7 +92,7 @@ def _live(console: Console) -> Iterator[StudyProgress]:
 
 
 def best_cells(records: Sequence[Record]) -> Table:
-    """The multi-task cells with the best validation score so far, one row a cell, under each condition apart.
+    """The multi-task cells with the best validation score so far, one row a cell, all conditions together.
 
     The score is the mean over tasks of the primary metric, signed so that up is better. One cell is one seed: which
     method is best is for the report to say.
@@ -138,6 +139,7 @@ def _line(record: Record) -> str:
     if record["status"] != "finished":
         return f"{record['cell']}: failed, {record['reason']}"
     values = ", ".join(
-        f"{task} {next(iter(metrics))} {next(iter(metrics.values())):.4f}" for task, metrics in record["test"].items()
+        f"{task} {next(iter(metrics))} {next(iter(metrics.values())):.4f}"
+        for task, metrics in record["validation"].items()
     )
-    return f"{record['cell']}: test {values}, {record['seconds']:.1f} s"
+    return f"{record['cell']}: validation {values}, {record['seconds']:.1f} s"

@@ -5,21 +5,24 @@ Everything is written in one step, so that a kill at any moment leaves whole rec
 
 import contextlib
 import json
+import math
 import os
 import socket
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mtljax.ablation.cell import Cell, Record
 from mtljax.ablation.grid import StudyConfig
 from mtljax.training.config import differences, to_dict
-from mtljax.training.logs import write_atomically
+from mtljax.training.logs import finite, write_atomically
 
 STUDY = "study.json"
 LOCK = ".lock"
 # Of the base: each cell has its own, so a change of them changes no finished one.
 _VARIED = ("name", "method", "optimizer", "seed", "checkpoints", "tensorboard")
+_MEASURED = ("validation", "test", "metrics", "losses", "weights")
 
 
 @contextlib.contextmanager
@@ -38,7 +41,7 @@ def locked(directory: Path) -> Iterator[None]:
     except OSError as error:
         raise ValueError(f"cannot write to the workdir {directory}: {error.strerror}") from error
     with file:
-        if not _acquire(file.fileno()):
+        if not _acquire(file.fileno(), directory):
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise ValueError(
@@ -52,8 +55,8 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
-def _acquire(descriptor: int) -> bool:
-    """Takes the lock; where the system has no locks, there is nothing to wait for."""
+def _acquire(descriptor: int, directory: Path) -> bool:
+    """Takes the lock; where there are no locks, as on some network file systems, there is nothing to wait for."""
     try:
         import fcntl
     except ImportError:
@@ -62,20 +65,24 @@ def _acquire(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:
-        return True
+    except OSError as error:
+        warnings.warn(
+            f"{directory} cannot be locked ({error.strerror}): see that no other process runs a study in it",
+            stacklevel=2,
+        )
     return True
 
 
-def write_study(directory: Path, study: StudyConfig, described: dict[str, Any]) -> None:
-    """Writes what the study is, and what the report says of it."""
-    text = json.dumps(described | {"identity": _identity(study)}, indent=2)
+def write_study(directory: Path, study: StudyConfig, cells: Sequence[Cell], described: dict[str, Any]) -> None:
+    """Writes what the study is, the names of its cells, and what the report says of it."""
+    found = described | {"identity": _identity(study), "cells": [cell.name for cell in cells]}
+    text = json.dumps(finite(found), indent=2, allow_nan=False)
     write_atomically(directory / STUDY, text + "\n")
 
 
 def write_record(directory: Path, record: Record) -> None:
     """Writes the record of a cell."""
-    write_atomically(directory / "cells" / f"{record['cell']}.json", json.dumps(record) + "\n")
+    write_atomically(directory / "cells" / f"{record['cell']}.json", json.dumps(finite(record), allow_nan=False) + "\n")
 
 
 def check_study(directory: Path, study: StudyConfig) -> None:
@@ -84,7 +91,7 @@ def check_study(directory: Path, study: StudyConfig) -> None:
         held = json.loads((directory / STUDY).read_text(encoding="utf-8"))["identity"]
     except (OSError, ValueError, KeyError, TypeError):
         return  # none yet, or an older one: the records are compared
-    changed = differences(held, json.loads(json.dumps(_identity(study))))
+    changed = differences(finite(held), finite(json.loads(json.dumps(_identity(study)))))
     if changed:
         raise _another(directory, f"it differs in {', '.join(changed)}")
 
@@ -108,7 +115,7 @@ def read_finished(directory: Path, cells: Iterable[Cell], *, retry_failed: bool 
         record = _read(directory / "cells" / f"{cell.name}.json")
         if record is None:
             continue
-        changed = differences(record["config"], to_dict(cell.config))
+        changed = differences(finite(record["config"]), finite(to_dict(cell.config)))
         if changed:
             raise _another(directory, f"its cell {cell.name} differs in {', '.join(changed)}")
         if record["status"] == "finished" or not retry_failed:
@@ -116,15 +123,24 @@ def read_finished(directory: Path, cells: Iterable[Cell], *, retry_failed: bool 
     return found
 
 
-def read_records(directory: str | Path) -> Iterator[Record]:
-    """The records of the cells finished so far, by name."""
-    for path in sorted((Path(directory) / "cells").glob("*.json")):
-        yield json.loads(path.read_text(encoding="utf-8"))
+def parse_record(text: str) -> Any:
+    """A record from its JSON, in which null stands for measured numbers that are not finite: they become NaN."""
+
+    def restored(part: dict[str, Any]) -> dict[str, Any]:
+        return part | {name: _with_nan(part[name]) for name in _MEASURED if isinstance(part.get(name), dict)}
+
+    return json.loads(text, object_hook=restored)
+
+
+def _with_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_nan(item) for key, item in value.items()}
+    return math.nan if value is None else value
 
 
 def _read(path: Path) -> Record | None:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_record(path.read_text(encoding="utf-8"))
         return record if isinstance(record["config"], dict) and record["status"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mtljax import models
-from mtljax.ablation.cell import Cell, Context, Record, StudyProgress
+from mtljax.ablation.cell import Cell, Context, Record, StudyInterruptedError, StudyProgress
 from mtljax.ablation.grid import MOST_CELLS, StudyConfig, cells
 from mtljax.ablation.store import check_study, locked, read_finished, write_record, write_study
 from mtljax.ablation.strategies import STRATEGIES, Strategy, default
@@ -96,6 +98,25 @@ def _check_chain(method: MethodConfig, optimizer: OptimizerConfig, tasks: Sequen
     transformation(method, optimizer, num_tasks=len(tasks), steps_per_epoch=1, epochs=1, seed=0)
 
 
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Raises StudyInterruptedError on SIGTERM, also where no run is under way that would ask."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(number: int, frame: Any) -> None:
+        del frame
+        raise StudyInterruptedError(signal.Signals(number).name)
+
+    before = signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@_interruptible()
 def run_study(
     study: StudyConfig,
     directory: str | Path,
@@ -130,8 +151,9 @@ def run_study(
     found = plan(study, directory, progress=progress, jobs=jobs, yes=yes, retry_failed=retry_failed)
     progress = found.context.progress
     with locked(directory):
+        check_study(directory, study)  # another process may have written since
         _, records, left, context = _planned(found.cells, directory, found.context, retry_failed)
-        write_study(directory, study, _describe(study, found.cells, context, command))
+        write_study(directory, study, found.cells, _describe(study, found.cells, context, command))
         progress.start(len(found.cells), list(records.values()))
         with contextlib.closing(run(left, context)) as finished:  # an interrupted strategy cleans up after itself
             for record in finished:

@@ -1,24 +1,66 @@
 """What training did to the losses, beyond the metrics: pure functions of losses and parameters, or of predictions.
 
-`sharpness` (how far a task's loss can rise nearby), `conflicts` (cosines between task gradients), `calibration` (how
-far probabilities can be trusted) and `landscape` (losses along random directions, and their picture). They take the
-`losses_fn` and `params` of `mtl.task_gradients` and know nothing of configs or runs. Imports gradients alone.
+`sharpness` (how far a task's loss can rise nearby), `conflicts` (how alike gradients are, between tasks and between
+examples), `scale_invariance` (what constant factors on the losses change), `calibration` (how far probabilities can be
+trusted) and `landscape` (losses along random directions, and their picture). They take the `losses_fn` and `params` of
+`mtl.task_gradients` and know nothing of configs or runs. `toy` and `scale_experiment` are two small experiments with
+these, on a function and a network of their own. Imports gradients, the two experiments methods too.
+
+Diagnose a model of your own, here with a batch of pairs `(x, targets)`:
+
+>>> import jax, jax.numpy as jnp, mtljax as mtl, optax
+>>> def losses_fn(params, batch):
+...     z, (x, targets) = jnp.tanh(batch[0] @ params["body"]), batch
+...     return {task: jnp.mean((z @ params[task] - targets[task]) ** 2) for task in ("left", "right")}
+>>> x = jax.random.normal(jax.random.PRNGKey(0), (64, 5))
+>>> batch = (x, {"left": x[:, 0], "right": -30 * x[:, 0]})
+>>> params = {"body": x[:5, :4], "left": jnp.ones(4), "right": jnp.ones(4)}
+>>> found = mtl.analysis.sample_conflicts(losses_fn, params, batch, samples=64)
+>>> tasks, samples = (mtl.analysis.spread(kind.whole)["magnitude"].mean for kind in found)
+>>> print(f"lengths are alike: {tasks:.2f} between tasks, {samples:.2f} between samples")
+lengths are alike: 0.18 between tasks, 0.63 between samples
+>>> tx = optax.chain(mtl.ew(), optax.adam(1e-3))
+>>> mtl.analysis.scale_invariance(losses_fn, params, [batch], tx, {"left": 10, "right": 0.1}, steps=1).verdicts()
+{'backbone': 'not', 'head left': 'invariant', 'head right': 'invariant'}
 """
 
 from mtljax.analysis.calibration import brier_score, expected_calibration_error
-from mtljax.analysis.conflicts import conflict_share, cosines
+from mtljax.analysis.conflicts import (
+    SampleConflicts,
+    Similarities,
+    Similarity,
+    Spread,
+    conflict_share,
+    cosines,
+    sample_conflicts,
+    sample_gradients,
+    similarities,
+    spread,
+)
 from mtljax.analysis.landscape import Surface, plot_surface, random_direction, surface
+from mtljax.analysis.scale_invariance import ScaleInvariance, plot_scale_invariance, scale_invariance
 from mtljax.analysis.sharpness import gradient_norms, worst_case_rise
 
 __all__ = [
+    "SampleConflicts",
+    "ScaleInvariance",
+    "Similarities",
+    "Similarity",
+    "Spread",
     "Surface",
     "brier_score",
     "conflict_share",
     "cosines",
     "expected_calibration_error",
     "gradient_norms",
+    "plot_scale_invariance",
     "plot_surface",
     "random_direction",
+    "sample_conflicts",
+    "sample_gradients",
+    "scale_invariance",
+    "similarities",
+    "spread",
     "surface",
     "worst_case_rise",
 ]

@@ -198,22 +198,20 @@ def train_block(
     validation = test = [{} for _ in runs]
     if not interrupted and any(run.error is None for run in runs):
         validation, test = (evaluated(best[0], best[1], split) for split in ("validation", "test"))
-    networks = jax.device_get(best)
+    networks, per_step = jax.device_get(best), training / step / len(runs) if step else math.nan
     results: list[Result | NonFiniteLossError] = []
     for i, run in enumerate(runs):
-        if run.error is not None:
-            results.append(run.error)
-            continue
-        if not interrupted:
+        if run.error is None and not interrupted:
             run.log.write(evaluation_record(program, "test", run.best_step, test[i], share()))
         params, model_state = _item(networks, i)
         results.append(
-            Result(
+            run.error
+            or Result(
                 validation=validation[i],
                 test=test[i],
                 best_step=run.best_step,
                 steps=run.steps,
-                seconds_per_step=training / step / len(runs) if step else math.nan,
+                seconds_per_step=per_step,
                 records=run.log.records,
                 params=params,
                 model_state=model_state,

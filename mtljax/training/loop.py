@@ -224,14 +224,14 @@ def _run(config: TrainConfig, data: MultiTaskData, program: Program, begin: _Sta
             if together:
                 timer.pause(state)
                 monitor, weights = jax.device_get(parallel.fetch((state.monitor, metrics["weights"]), devices))
-                check_finite(program, monitor)
+                check_finite(program, monitor, checkpoints=checkpoints is not None)
                 log.write(train_record(program, step, monitor, weights, time.perf_counter() - start))
                 state = state._replace(monitor=parallel.place(jax.device_get(restarted(monitor)), devices))
             if evaluating:
                 params, model_state = parallel.fetch((state.params, state.model_state), devices)
                 found = evaluated(params, model_state, "validation")
                 log.write(evaluation_record(program, "validation", step, found, time.perf_counter() - start))
-                check_evaluation(found, step)
+                check_evaluation(found, step, checkpoints=checkpoints is not None)
                 value = score(program, found)
                 if best is None or value > best.score:
                     best = _Best(value, step, params, model_state)

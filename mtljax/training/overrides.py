@@ -19,10 +19,7 @@ def from_dict(cls: type[Config], values: dict[str, Any], path: str = "") -> Conf
     for key, value in values.items():
         if key not in hints:
             raise unknown("config key", path + key, [path + name for name in hints])
-        if dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
-            arguments[key] = from_dict(typing.cast(type, hints[key]), value, f"{path}{key}.")
-        else:
-            arguments[key] = _checked(hints[key], value, path + key)
+        arguments[key] = checked(hints[key], value, path + key)
     return cls(**arguments)
 
 
@@ -88,7 +85,7 @@ def _replace(config: Any, keys: list[str], value: Any, full: str, read: Callable
         return dataclasses.replace(config, **{key: {**current, rest[0]: read(Any, value)}})
     if rest:
         raise ValueError(f"{prefix + key} is a single value and has no field {'.'.join(rest)!r}")
-    return dataclasses.replace(config, **{key: _checked(hints[key], read(hints[key], value), full)})
+    return dataclasses.replace(config, **{key: checked(hints[key], read(hints[key], value), full)})
 
 
 def _parsed(hint: Any, text: str) -> Any:
@@ -114,10 +111,28 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _checked(hint: Any, value: Any, path: str) -> Any:
-    """The value if it has the hinted type (ints count as floats, lists as tuples); otherwise ValueError."""
+def checked(hint: Any, value: Any, path: str) -> Any:
+    """Checks the type of a value.
+
+    >>> checked(tuple[int, ...], [0, "1"], "seeds")
+    Traceback (most recent call last):
+    ValueError: seeds[1] must be an integer, got '1'
+
+    Args:
+      hint: the type: of plain values, tuples, dicts and dataclasses.
+      value: the value; ints count as floats, lists as tuples, and dicts of its fields as a dataclass.
+      path: what the error calls it.
+
+    Returns:
+      The value, converted to the type.
+
+    Raises:
+      ValueError: if it has another type.
+    """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return from_dict(typing.cast(type, hint), value, f"{path}.")
+    if hint is Any or (dataclasses.is_dataclass(hint) and isinstance(value, typing.cast(type, hint))):
         return value
     if origin is Literal:
         if value in arguments:
@@ -126,15 +141,15 @@ def _checked(hint: Any, value: Any, path: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         for option in arguments:
             try:
-                return _checked(option, value, path)
+                return checked(option, value, path)
             except ValueError:
                 continue
         raise ValueError(f"{path} must be {_describe(hint)}, got {value!r}")
     if origin is tuple and isinstance(value, (tuple, list)):
         if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(_element(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+            return tuple(checked(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
         if len(arguments) == len(value):
-            return tuple(_element(a, v, f"{path}[{i}]") for i, (a, v) in enumerate(zip(arguments, value, strict=True)))
+            return tuple(checked(a, v, f"{path}[{i}]") for i, (a, v) in enumerate(zip(arguments, value, strict=True)))
     if origin is dict and isinstance(value, dict):
         return dict(value)
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -146,19 +161,14 @@ def _checked(hint: Any, value: Any, path: str) -> Any:
     raise ValueError(f"{path} must be {_describe(hint)}, got {value!r}")
 
 
-def _element(hint: Any, value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return from_dict(typing.cast(type, hint), value, f"{path}.")
-    if dataclasses.is_dataclass(hint) and isinstance(value, typing.cast(type, hint)):
-        return value
-    return _checked(hint, value, path)
-
-
 def _describe(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return " or ".join(_describe(option) for option in arguments)
     if origin is tuple:
         return f"a tuple of {_describe(arguments[0])}"
+    if dataclasses.is_dataclass(hint):
+        name = typing.cast(type, hint).__name__
+        return f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
     names = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "none"}
     return names.get(hint, "a dict" if origin is dict else str(hint))

@@ -86,7 +86,10 @@ def epoch_line(program: Program, step: int, total: int, metrics: Metrics, timer:
     return f"epoch {step / program.steps_per_epoch:g} step {step}/{total} | validation: {', '.join(parts)}{speed}"
 
 
-def check_finite(program: Program, monitor: Monitor) -> None:
+_KEPT = "; the last checkpoint is from before this step"
+
+
+def check_finite(program: Program, monitor: Monitor, *, checkpoints: bool = False) -> None:
     """Raises NonFiniteLossError if a loss has been NaN or infinite, by a monitor on the host."""
     if int(monitor.bad_step) < 0:
         return
@@ -95,17 +98,15 @@ def check_finite(program: Program, monitor: Monitor) -> None:
     last = ", ".join(f"{n} = {v:.6g}" for n, v in zip(names, monitor.last_finite.tolist(), strict=True))
     raise NonFiniteLossError(
         f"the loss became non-finite at step {int(monitor.bad_step)}: {', '.join(bad)}; last finite losses: {last}. "
-        "Try a lower optimizer.learning_rate, optimizer.clip_norm=1.0 or optimizer.warmup_steps; "
-        "the last checkpoint is from before this step"
+        f"Try a lower optimizer.learning_rate, optimizer.clip_norm=1.0 or optimizer.warmup_steps{_KEPT * checkpoints}"
     )
 
 
-def check_evaluation(metrics: Metrics, step: int) -> None:
+def check_evaluation(metrics: Metrics, step: int, *, checkpoints: bool = False) -> None:
     """A network whose validation metrics are not finite is neither kept nor selected."""
     bad = [f"{t} {m} = {v}" for t, values in metrics.items() for m, v in values.items() if not math.isfinite(v)]
     if bad:
         raise NonFiniteLossError(
             f"the validation metrics became non-finite at step {step}: {', '.join(bad)}. Try a lower "
-            "optimizer.learning_rate, optimizer.clip_norm=1.0, or more validation labels; the last checkpoint is from "
-            "before this step"
+            f"optimizer.learning_rate, optimizer.clip_norm=1.0, or more validation labels{_KEPT * checkpoints}"
         )

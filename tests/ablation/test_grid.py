@@ -93,16 +93,16 @@ def test_baselines_are_trained_under_every_condition_with_every_optimizer_settin
     weighted = [cell for cell in grid if cell.role == "scalarization"]
     assert len(weighted) == 2 * 2 * 2 * 3
     assert {cell.method for cell in weighted} == {"scalarization (tuned)"}
-    assert weighted[0].setting == {"optimizer.learning_rate": 1e-3, WEIGHTS: {"left": 0.25, "right": 0.75}}
-    assert weighted[0].config.method == MethodConfig("scalarization", {"weights": {"left": 0.25, "right": 0.75}})
-    assert weighted[0].name == "scalarization-adam-learning_rate=0.001-batch_size=32-weights=0.25_0.75-seed0"
+    assert weighted[0].setting == {"optimizer.learning_rate": 1e-3, WEIGHTS: {"left": 0.5, "right": 1.5}}
+    assert weighted[0].config.method == MethodConfig("scalarization", {"weights": {"left": 0.5, "right": 1.5}})
+    assert weighted[0].name == "scalarization-adam-learning_rate=0.001-batch_size=32-weights=0.5_1.5-seed0"
 
 
 def test_the_weight_grid_is_even_for_two_tasks_and_log_uniform_for_more():
-    assert [round(point["a"], 9) for point in weight_grid("ab", 9)] == [k / 10 for k in range(1, 10)]
+    assert [round(point["a"], 9) for point in weight_grid("ab", 9)] == [k / 5 for k in range(1, 10)]
     many = weight_grid("abcd", 2000)
     assert many[:5] == weight_grid("abcd", 5)  # the same in every study
-    assert all(math.isclose(sum(point.values()), 1, rel_tol=1e-5) for point in many)
+    assert all(math.isclose(sum(point.values()), 4, rel_tol=1e-5) for point in many)
     ratios = sorted(math.log(point["a"] / point["b"]) for point in many)
     assert abs(ratios[len(ratios) // 2]) < 0.15  # no task is favoured
     assert math.log(30) < ratios[-1] < math.log(100)  # two decades
@@ -171,6 +171,43 @@ def test_other_grids_that_cannot_be():
         study(product({"epochs": (1,)}), tuned=("epoch",))
     with pytest.raises(ValueError, match="weight_grid must be at least 0, got -1"):
         study(weight_grid=-1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": ("a",)}, r"seeds\[0\] must be an integer, got 'a'"),
+        ({"seeds": (0.5, 1)}, r"seeds\[0\] must be an integer, got 0.5"),
+        ({"seeds": 3}, "seeds must be a tuple of an integer, got 3"),
+        ({"methods": ("ew",)}, r"methods\[0\] must be a MethodConfig, got 'ew'"),
+        ({"optimizers": ("adam",)}, r"optimizers\[0\] must be an OptimizerConfig, got 'adam'"),
+        ({"weight_grid": 2.5}, "weight_grid must be an integer, got 2.5"),
+        ({"baselines": "no"}, "baselines must be true or false, got 'no'"),
+        ({"tuned": "epochs"}, "tuned must be a tuple of a string or none, got 'epochs'"),
+        (
+            {"axes": {"epochs": (1, 2)}},
+            r"axes must be made with product\(...\) and zipped\(...\), joined by \+, got {'ep",
+        ),
+        ({"axes": product({"epochs": (1, 2)})[0]}, r"axes must be made with .*, got Axis\(fields=\('epochs',"),
+        ({"axes": ("epochs",)}, r"axes must be made with .*, got \('epochs',\)"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_one_sentence(changes, message):
+    with pytest.raises(ValueError, match=message):
+        study(**changes)
+
+
+def test_lists_in_a_config_do_as_tuples():
+    listed = study([*product({"epochs": (1, 2)})], seeds=[0, 1], methods=[{"name": "cagrad", "options": {"c": 0.2}}])
+    assert listed == study(product({"epochs": (1, 2)}), seeds=(0, 1), methods=(MethodConfig("cagrad", {"c": 0.2}),))
+
+
+def test_of_many_repeated_runs_three_are_shown():
+    message = (
+        r"the same run twice: ew-adam_0\.001-seed0, (\S+, )?\S+ and 5 more; take the repeated seed, method, optimi"
+    )
+    with pytest.raises(ValueError, match=message):
+        names(seeds=(*range(8), *range(8)))
 
 
 def test_a_huge_grid_is_counted_not_made():

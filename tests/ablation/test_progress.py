@@ -21,7 +21,7 @@ def record(name, left, right, *, kind="multi", status="finished", lower=False):
         "reason": "the loss became non-finite" if status == "failed" else None,
         "metric_directions": {task: {"accuracy": not lower} for task in metrics},
         "validation": metrics,
-        "test": metrics,
+        "test": {task: {"accuracy": 0.123, "loss": 1.0} for task in metrics},
         "seconds": 1.0,
     }
 
@@ -64,9 +64,10 @@ def test_plain_output_is_a_line_a_cell_with_the_time_left_and_the_table_now_and_
             progress.finished(RECORDS[1])
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "40 cells, 1 of them finished before"
-    assert lines[1].startswith("[2/40] best: test left accuracy 0.9000, right accuracy 0.9000, 1.0 s, ")
+    assert lines[1].startswith("[2/40] best: validation left accuracy 0.9000, right accuracy 0.9000, 1.0 s, ")
     assert lines[1].endswith("left")
     assert sum("best on validation" in line for line in lines) == 5  # every eighth cell
+    assert not any("0.123" in line for line in lines)  # test is for the report
 
 
 def test_a_terminal_shows_bars_above_the_table():

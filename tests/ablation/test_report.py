@@ -7,7 +7,7 @@ import browser
 import pytest
 
 from mtljax.ablation.report import read_cells, write_report
-from mtljax.ablation.report.figures import delta_m, scatter
+from mtljax.ablation.report.figures import delta_m, scatter, step_time
 from mtljax.ablation.statistics import equal_time, pareto, summarize, verdict
 
 FIGURES = ["delta_m", "scatter-left-right", "curves-left", "curves-right", "weights", "step_time", "equal_time"]
@@ -67,6 +67,28 @@ def test_the_table_shows_what_the_summary_says(page, text, reported):
     keys = [float(value) for value in re.findall(r'data-value="([^"]*)"', text.split("</table>")[0])]
     assert len(keys) == len(frame) * (len(frame.columns) - 2)  # every number can be sorted
     assert keys[0] == pytest.approx(summary.rows[0].delta_m.mean, abs=1e-9)
+
+
+def test_standard_deviations_over_seeds_appear_where_a_number_is_pointed_at(page, reported):
+    summary = summarize(read_cells(reported)[0])
+    titles = [value for name, value in page.attributes if name == "title"]
+    for row in summary.rows:
+        assert f"standard deviation {row.delta_m.std:.3g}% over {row.delta_m.n} seeds" in titles
+        accuracy = row.test["left", "accuracy"]
+        assert f"standard deviation {100 * accuracy.std:.3g}% over {accuracy.n} seeds" in titles
+
+
+def test_the_time_of_runs_that_shared_the_machine_is_a_dash_with_a_note(parse, synthetic, tmp_path):
+    cells = synthetic.study({"ew": 0.0, "cagrad": 0.01})
+    cells = [c | {"strategy": "vmap"} if c["method"] == "cagrad" else c for c in cells]
+    page = parse(write_report(synthetic.write(tmp_path, cells), builders=[step_time]).read_text())
+    times = page.frame("Results on test").set_index("method")["ms/step"]
+    assert times.to_dict() == {"single-task": "4", "ew": "3", "cagrad": "–"}
+    assert "ms/step: a dash where several runs shared the machine" in page.words
+    assert "Left out: rows whose runs shared the machine" in page.words
+    drawn = dict(page.downloads)["step_time.csv"]
+    assert "ew" in drawn
+    assert "cagrad" not in drawn
 
 
 def test_pareto_counts_ranks_and_times_come_from_the_statistics(page, reported):
@@ -158,7 +180,10 @@ def test_the_tables_alone_make_the_same_report(parse, synthetic, tmp_path):
     directory = synthetic.write(tmp_path, cells)
     before = write_report(directory, builders=[]).read_text()
     shutil.rmtree(directory / "cells")
-    assert parse(write_report(directory, builders=[]).read_text()).tables == parse(before).tables
+    after = parse(write_report(directory, builders=[]).read_text())
+    assert after.tables == parse(before).tables
+    assert "Not known: this page was made from results.csv" in after.words
+    assert "Not known" not in parse(before).words
 
 
 def test_no_cells_is_one_clear_sentence(synthetic, tmp_path):
@@ -184,7 +209,8 @@ def test_rows_are_marked_only_where_there_was_a_choice(parse, synthetic, tmp_pat
 def test_a_missing_baseline_is_a_sentence_that_says_what_to_run(parse, synthetic, tmp_path):
     cells = [cell for cell in small_grid(synthetic) if cell["kind"] != "single"]
     page = parse(write_report(synthetic.write(tmp_path, cells), builders=[]).read_text())
-    assert page.words.count("run `mtljax ablate configs/digits.py` to make it") == 2  # in the verdict and the method
+    command = "mtljax ablate configs/digits.py --baselines=true"
+    assert page.words.count(f"run `{command}` to make it") == 2  # in the verdict and the method
     assert set(page.frame("Results on test")["Δm % ↓"]) == {"–"}
 
 

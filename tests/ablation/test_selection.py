@@ -1,5 +1,6 @@
 """Claims about the choice of settings and optimizers on validation, conditions, and comparison with scalarization."""
 
+import dataclasses
 import itertools
 import math
 import random
@@ -13,6 +14,8 @@ from mtljax.ablation.statistics import (
     SCALARIZATION,
     SINGLE,
     against_scalarization,
+    at_equal_budget,
+    expected_choice,
     mean_ranks,
     method_text,
     optimizer_text,
@@ -181,6 +184,10 @@ def test_every_condition_has_its_own_baseline(point):
     summary = summarize(cells)
     found = {row.condition[FEATURES]: row.delta_m.mean for row in summary.rows if row.kind == "multi"}
     assert found == pytest.approx({32: -20, 64: 25})
+    failing = {"status": "failed"}
+    broken = [c | failing if c["kind"] == SINGLE and c["condition"] == {FEATURES: 64} else c for c in cells]
+    problem = summarize(broken).problem or ""
+    assert "features 64: run `mtljax ablate CONFIG --retry-failed` to make it" in problem
     lacking = summarize([cell for cell in cells if cell["kind"] == "multi" or cell["condition"] == {FEATURES: 32}])
     assert lacking.problem is not None
     assert "under the condition features 64: run `mtljax ablate CONFIG` to make it" in lacking.problem
@@ -258,6 +265,70 @@ def test_the_null_hypothesis_is_rejected_by_a_better_method_only(point):
     assert found["cagrad"].difference.p_value == pytest.approx(expected.pvalue)
     interval = found["cagrad"].difference.interval
     assert (interval.low, interval.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 6, 7])
+def test_the_expected_choice_agrees_with_all_subsets(grid, count):
+    candidates = [c for row in summarize(grid).rows if row.method == "ew" for c in row.candidates][:6]
+    failed = dataclasses.replace(candidates[0], seeds=(), validation=math.nan, delta_m_by_seed={})
+    candidates = [*candidates, failed]
+    totals: dict[int, list[float]] = {}
+    for subset in itertools.combinations(candidates, count):
+        able = [c for c in subset if c.seeds]
+        if able:
+            most = max(len(c.seeds) for c in able)
+            best = max((c for c in able if len(c.seeds) == most), key=lambda c: c.validation)
+            for seed, change in best.delta_m_by_seed.items():
+                totals.setdefault(seed, []).append(change)
+    expected = {seed: sum(changes) / len(changes) for seed, changes in totals.items()}
+    assert expected_choice(candidates, count) == pytest.approx(expected)
+
+
+def test_scalarization_is_compared_at_the_budget_of_each_method_too(point):
+    summary = summarize(with_scalarization(point, 0.85, {"ew": 0.9, "cagrad": 0.88, "mgda": 0.80}))
+    found = {entry.row.method: entry for entry in at_equal_budget(summary)}
+    assert {name: (entry.settings, entry.of) for name, entry in found.items()} == {"cagrad": (2, 9), "mgda": (2, 9)}
+    # of two settings at random the best on validation, 5 points worse on test, is one with probability 2 / 9
+    tuned = next(row for row in summary.rows if row.role == SCALARIZATION)
+    others = np.mean([c.delta_m.mean for c in tuned.candidates if not c.chosen])
+    expected = 2 / 9 * tuned.delta_m.mean + 7 / 9 * others
+    entry = found["cagrad"]
+    assert entry.expected.mean == pytest.approx(expected, abs=0.05)  # the others are alike
+    assert entry.difference.interval.mean == pytest.approx(entry.row.delta_m.mean - entry.expected.mean)
+    line = next(line for line in verdict(summary).split("\n") if line.startswith("At equal budget"))
+    shown = f"{entry.expected.mean:+.2f}".replace("-", "\N{MINUS SIGN}")
+    assert "At the method's own budget of 2 settings, drawn at random from its 9, scalarization would be " in line
+    assert f"be expected at Δm {shown}; against that: cagrad " in line
+    assert " and mgda +" in line
+
+
+def test_no_line_at_equal_budget_where_the_budgets_are_equal(point):
+    cells = with_scalarization(point, 0.85, {"ew": 0.9, "cagrad": 0.88})
+    few = [c for c in cells if c["role"] != SCALARIZATION or c["setting"][WEIGHTS]["left"] in (0.3, 0.6)]
+    assert at_equal_budget(summarize(few)) == ()
+    assert "At equal budget" not in verdict(summarize(few))
+
+
+def test_a_value_chosen_at_the_end_of_its_axis_is_named(point):
+    def study(rates, best):
+        cells = []
+        for s, (i, rate) in itertools.product(range(2), enumerate(rates)):
+            for method, chosen in best.items():
+                near = {"left": 0.9 - 0.05 * abs(i - chosen) + 0.001 * s * (1 + chosen)}
+                role = SINGLE if method == "single-task" else "method"
+                cells.append(point(method, "adam", s, near, {RATE: rate, "method.options.exact": bool(i)}, role=role))
+        lines = verdict(summarize(cells)).split("\n")
+        return next((line for line in lines if line.startswith("Chosen at the end of the grid")), None)
+
+    found = study((0.001, 0.01, 0.03), {"single-task": 0, "ew": 2, "cagrad": 2, "mgda": 1})
+    assert found is not None
+    for text in ("adam 0.001 for single-task left", "adam 0.03 for "):
+        assert text in found
+    assert "cagrad and ew" in found or "ew and cagrad" in found
+    assert "mgda" not in found
+    assert "exact" not in found
+    assert study((0.001, 0.01), {"single-task": 0, "ew": 1, "cagrad": 0}) is None  # two values are no axis
+    assert study((0.001, 0.01, 0.03), {"single-task": 1, "ew": 1, "cagrad": 1}) is None
 
 
 def test_the_null_hypothesis_stands_where_no_method_is_better(point):

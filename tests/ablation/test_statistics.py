@@ -2,14 +2,18 @@
 
 import math
 import random
+import shlex
 import statistics as stdlib
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from mtljax import cli
+from mtljax.ablation.grid import StudyConfig
+from mtljax.ablation.grid import cells as grid_cells
 from mtljax.ablation.statistics import (
-    Interval,
+    compare,
     delta_m,
     holm,
     paired_difference,
@@ -17,6 +21,7 @@ from mtljax.ablation.statistics import (
     t_interval,
     verdict,
 )
+from mtljax.training.overrides import override
 
 LEFT, RIGHT = ("left", "accuracy"), ("right", "accuracy")
 
@@ -135,9 +140,27 @@ def test_paired_difference_agrees_with_scipy_over_common_seeds():
     assert found.interval[:3:2] == (pytest.approx(np.mean(a - b)), 6)
 
 
-def test_paired_difference_of_equal_runs_is_no_difference():
-    assert paired_difference({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}) == (Interval(0.0, 0.0, 2, 0, 0.0), 1.0)
-    assert paired_difference({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0}).p_value == 0.0
+@pytest.mark.parametrize("values", [(1.0, 2.0), (2.0, 3.0), (1.1 + 0.1, 2.1 + 0.1)])
+def test_differences_without_spread_claim_nothing(values):
+    found = paired_difference(dict(enumerate(values)), {0: 1.0, 1: 2.0})
+    assert math.isnan(found.p_value)
+    assert found.interval.mean == pytest.approx(values[0] - 1)
+
+
+def test_runs_that_do_not_depend_on_the_seed_are_neither_better_nor_worse(synthetic):
+    cells = []
+    for s in range(3):
+        cells += synthetic.baseline("adam", s, {"left": 0.5})
+        levels = {"ew": 0.5 + 0.01 * s, "fixed": 0.6 + 0.01 * s, "noisy": 0.7 + 0.01 * s + 0.001 * s**2}
+        cells += [synthetic.cell(name, "adam", s, {"left": level}) for name, level in levels.items()]
+    summary = summarize(cells)
+    rows = {row.method: row for row in summary.rows}
+    fixed, noisy = compare([(rows["fixed"], rows["ew"]), (rows["noisy"], rows["ew"])])
+    assert math.isnan(fixed.p_corrected)
+    assert (fixed.found, fixed.beats, noisy.found, noisy.beats) == ("", False, "better", True)
+    assert noisy.p_corrected == noisy.difference.p_value  # one comparison is tested, not two
+    first = verdict(summary).split("\n")[0]
+    assert "No difference shown: fixed \N{MINUS SIGN}20.00 (no spread over the seeds)." in first
 
 
 def test_holm_by_hand():
@@ -215,12 +238,29 @@ def test_a_metric_where_lower_is_better_selects_the_lower(synthetic):
 
 def test_half_a_baseline_is_no_baseline(synthetic):
     cells = [synthetic.cell("ew", "adam", s, {"left": 0.9, "right": 0.9}) for s in (0, 1)]
-    for baseline in ([], synthetic.baseline("adam", 0, {"left": 0.9})):
+    half = synthetic.baseline("adam", 0, {"left": 0.9})
+    failed = synthetic.baseline("adam", 0, {"left": 0.9, "right": 0.9}, failed="the loss became NaN")
+    for baseline, option in (([], " --baselines=true"), (half, ""), (failed, " --retry-failed")):
         summary = summarize([*cells, *baseline], command="mtljax ablate configs/digits.py")
         assert all(math.isnan(row.delta_m.mean) for row in summary.rows)
         assert summary.problem is not None
-        assert "run `mtljax ablate configs/digits.py` to make it" in summary.problem
+        assert f"run `mtljax ablate configs/digits.py{option}` to make it" in summary.problem
         assert summary.problem in verdict(summary)
+
+
+def test_the_command_printed_for_a_missing_baseline_makes_it(synthetic):
+    def asked(records):
+        problem = summarize(records, command="mtljax ablate a.py --baselines=false").problem or ""
+        options, overrides = cli._parser().parse_known_args(shlex.split(problem.split("`")[1])[1:])
+        study = override(StudyConfig("a"), overrides)
+        return options.retry_failed, {cell.kind for cell in grid_cells(study, ["left", "right"])}
+
+    multi = [synthetic.cell("ew", "adam", 0, {"left": 0.9, "right": 0.9})]
+    assert asked(multi) == (False, {"single", "multi"})
+    failed = synthetic.baseline("adam", 0, {"left": 0.9, "right": 0.9}, failed="the loss became NaN")
+    assert asked(multi + failed)[0]
+    again = summarize(multi, command="mtljax ablate a.py --baselines=true").problem or ""
+    assert "`mtljax ablate a.py --baselines=true`" in again  # not twice
 
 
 def test_a_seed_with_a_nan_metric_is_left_out_and_named(synthetic):

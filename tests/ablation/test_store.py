@@ -1,8 +1,12 @@
 """The directory of a study: finished cells survive a kill, one process at a time, failures are kept and tried again."""
 
+import contextlib
 import dataclasses
+import errno
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +20,11 @@ import pytest
 
 from mtljax.ablation import cell as cell_module
 from mtljax.ablation import estimate as estimate_module
-from mtljax.ablation import product, run_study
-from mtljax.ablation.cell import Context, StudyProgress
+from mtljax.ablation import product, run_study, write_report
+from mtljax.ablation import study as study_module
+from mtljax.ablation.cell import Context, StudyInterruptedError, StudyProgress
 from mtljax.ablation.estimate import estimate
+from mtljax.ablation.report import read_cells
 from mtljax.ablation.store import locked
 from mtljax.ablation.study import plan
 from mtljax.training import DataConfig, NonFiniteLossError
@@ -82,6 +88,55 @@ def test_a_grid_may_grow(tmp_path):
     more = dataclasses.replace(study, seeds=(0, 1, 2, 3), axes=product({"optimizer.learning_rate": (1e-3, 1e-2, 0.1)}))
     records, ran = run_and_count(tmp_path, more)
     assert (len(records), len(ran)) == (12, 6)
+
+
+def test_cells_of_an_earlier_grid_are_left_out(tmp_path):
+    run_and_count(tmp_path)
+    smaller = dataclasses.replace(study, seeds=(0,))
+    assert len(run_and_count(tmp_path, smaller)[0]) == 2
+    records, problems = read_cells(tmp_path)
+    assert [record["seed"] for record in records] == [0, 0]
+    assert problems == ["4 cells of an earlier grid in this directory are left out."]
+    run_and_count(tmp_path, dataclasses.replace(study, axes=product({"optimizer.learning_rate": (0.1,)}), seeds=(0,)))
+    assert [record["setting"]["optimizer.learning_rate"] for record in read_cells(tmp_path)[0]] == [0.1]
+    cells_of(tmp_path)[0].with_name("ew-adam-learning_rate=0.1-seed0.json").unlink()
+    with pytest.raises(ValueError, match=r"it has no cells \(6 cells of an earlier grid .* are left out\); run `"):
+        write_report(tmp_path, warn=print)
+
+
+def test_metrics_that_are_not_finite_are_null_on_disk_and_nan_when_read(tmp_path, monkeypatch):
+    history = [
+        {"step": 1, "split": "train", "losses": {"left": math.nan, "right": 1.0}, "weights": None, "seconds": 0.1},
+        {"step": 1, "split": "validation", "metrics": {"left": {"accuracy": math.inf}}, "seconds": 0.1},
+    ]
+
+    def undefined(config, **options):
+        metrics = {"left": {"accuracy": math.nan, "loss": 1.0}, "right": {"accuracy": 0.5, "loss": 1.0}}
+        return fake(config, **options)._replace(test=metrics, records=history)
+
+    monkeypatch.setattr(cell_module, "train", undefined)
+    run_and_count(tmp_path)
+
+    def refuse(token):
+        raise AssertionError(f"{token} is no JSON")
+
+    on_disk = json.loads(cells_of(tmp_path)[0].read_text(), parse_constant=refuse)
+    assert on_disk["test"]["left"] == {"accuracy": None, "loss": 1.0}
+    (again, *_), ran = run_and_count(tmp_path)
+    assert ran == []
+    for record in (again, read_cells(tmp_path)[0][0]):
+        assert math.isnan(record["test"]["left"]["accuracy"])
+        assert record["test"]["right"]["accuracy"] == 0.5
+        assert math.isnan(record["history"][0]["losses"]["left"])
+        assert record["history"][0]["weights"] is None
+        assert math.isnan(record["history"][1]["metrics"]["left"]["accuracy"])
+
+
+def test_an_infinite_value_in_a_config_is_the_same_run_when_read(tmp_path):
+    unclipped = dataclasses.replace(study.optimizers[0], clip_norm=math.inf)
+    infinite = dataclasses.replace(study, optimizers=(unclipped,))
+    assert run_and_count(tmp_path, infinite)[1]
+    assert run_and_count(tmp_path, infinite)[1] == []
 
 
 @pytest.mark.parametrize(
@@ -197,6 +252,46 @@ def test_a_second_user_of_a_directory_is_told_who_has_it(tmp_path):
         with pytest.raises(ValueError, match=message):
             run_study(study, tmp_path)
     assert len(run_study(study, tmp_path)) == 6
+
+
+def test_a_study_that_began_between_the_check_and_the_lock_is_seen(tmp_path, monkeypatch):
+    run_and_count(tmp_path / "other", dataclasses.replace(study, name="other"))
+
+    @contextlib.contextmanager
+    def late(directory):
+        with locked(directory):
+            shutil.copy(tmp_path / "other" / "study.json", directory)
+            yield
+
+    monkeypatch.setattr(study_module, "locked", late)
+    with pytest.raises(ValueError, match="holds another study: it differs in name"):
+        run_study(study, tmp_path / "own")
+    assert json.loads((tmp_path / "own" / "study.json").read_text())["name"] == "other"
+
+
+def test_where_there_are_no_locks_one_is_told(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.warns(UserWarning, match=r"cannot be locked \(No locks available\): see that no other") as told:
+        assert len(run_study(study, tmp_path)) == 6
+    assert len(told) == 1
+
+
+def test_sigterm_while_a_program_is_built_interrupts_and_the_handler_is_restored(tmp_path, monkeypatch):
+    def killed(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cell_module, "build_program", killed)
+    with pytest.raises(StudyInterruptedError, match="SIGTERM"):
+        run_study(study, tmp_path)
+    assert signal.getsignal(signal.SIGTERM) is before
+    with locked(tmp_path):
+        pass  # the directory is free
 
 
 def test_a_directory_that_cannot_be_made_is_one_sentence(tmp_path):

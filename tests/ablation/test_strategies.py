@@ -9,12 +9,15 @@ import re
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import pytest
 
 from mtljax.ablation.cell import Cell, Context, StudyInterruptedError, StudyProgress
 from mtljax.ablation.strategies import STRATEGIES
+from mtljax.ablation.strategies.dispatch import WorkerLostError
 from mtljax.training import (
     DataConfig,
     MethodConfig,
@@ -37,7 +40,9 @@ BASE = TrainConfig(
     checkpoints=False,
     tensorboard=False,
 )
-VECTORISED = importlib.import_module("mtljax.ablation.strategies.vectorised")
+VECTORISED, PROCESSES, RAY = (
+    importlib.import_module(f"mtljax.ablation.strategies.{name}") for name in ("vectorised", "processes", "ray_cluster")
+)
 
 
 def cell(name, method="mgda", learning_rate=1e-3, options=None, **changes):
@@ -150,6 +155,21 @@ def test_numbers_of_two_types_and_two_rhythms_of_logging_are_not_stacked(blocks)
     assert blocks == [["int"], ["float"], ["a", "c"], ["b"]]
 
 
+SGD = OptimizerConfig("sgd", 3e-2, {"momentum": 0.9}, schedule="cosine", clip_norm=0.5)
+RESNET = ModelConfig("resnet18", {"width": 2, "blocks": (1,), "features": 8, "small_stem": True})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [BASE.model, RESNET], ids=["mlp", "resnet"])
+def test_vmap_keeps_momentum_schedules_clipping_method_keys_and_batch_statistics_apart(model):
+    configs = [cell(f"rlw-{seed}", "rlw", options={}, seed=seed, model=model, epochs=2) for seed in (0, 1)]
+    cells = [c._replace(config=dataclasses.replace(c.config, optimizer=SGD)) for c in configs]
+    expected = run("sequential", cells)
+    assert_same(run("vmap", cells), expected)
+    weights = [record["history"][0]["weights"] for record in expected.values()]
+    assert weights[0] != weights[1]  # each draws its own
+
+
 @pytest.mark.slow
 def test_vmap_gives_the_numbers_of_sequential_for_several_structures(mixed):
     assert_same(run("vmap", MIXED), mixed)
@@ -179,6 +199,25 @@ def test_vmap_records_what_does_not_fit_alone_and_goes_on(monkeypatch):
     records = run("vmap", CELLS[:3], jobs=2)
     assert [record["status"] for record in records.values()] == ["failed"] * 3
     assert "out of memory" in records["plain"]["reason"]
+
+
+def test_vmap_fails_a_block_whose_values_are_refused_and_raises_what_is_no_cells_own(monkeypatch):
+    errors: list[Exception] = [ValueError("the batch is too odd"), MemoryError(), MemoryError(), MemoryError()]
+    sizes = []
+
+    def fails(configs, *_, **__):
+        sizes.append(len(configs))
+        raise errors.pop(0)
+
+    monkeypatch.setattr(VECTORISED, "train_block", fails)
+    records = run("vmap", CELLS[:4], jobs=2)
+    assert sizes == [2, 2, 1, 1]  # halved where memory ran out
+    reasons = [record["reason"] for record in records.values()]
+    assert reasons[:2] == ["the batch is too odd"] * 2
+    assert all(reason.startswith("out of memory") for reason in reasons[2:])
+    errors = [jax.errors.JaxRuntimeError("INTERNAL: the device is gone")]
+    with pytest.raises(jax.errors.JaxRuntimeError, match="the device is gone"):
+        run("vmap", CELLS[:1])
 
 
 def test_vmap_fails_refused_values_and_goes_on(blocks):
@@ -259,9 +298,68 @@ def test_an_error_in_a_process_reaches_the_caller():
         run("processes", [Cell("x", "multi", "ew", "adam", config)], jobs=1)
 
 
+def test_a_process_that_does_not_start_is_an_error_of_the_system():
+    worker: Any = SimpleNamespace(ready=False, process=SimpleNamespace(exitcode=1))
+    assert isinstance(PROCESSES._lost(worker), OSError)
+    assert "could not start (exit status 1;" in str(PROCESSES._lost(worker))
+    assert isinstance(PROCESSES._lost(SimpleNamespace(ready=True, process=worker.process)), WorkerLostError)
+
+
+def test_the_cores_are_counted_where_the_system_knows_no_affinity(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert PROCESSES.cores() == os.cpu_count()
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert PROCESSES.cores() == 1
+
+
+class RayError(Exception):
+    """As Ray has them: all others are of this kind."""
+
+
+class RayTaskError(RayError):
+    """Of the code that ran."""
+
+    cause = ValueError("no such data")
+
+
+class OutOfMemoryError(RayError):
+    """Of Ray itself."""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (RayTaskError("a long traceback"), ValueError, "no such data"),
+        (OutOfMemoryError("the node is full\nand more"), WorkerLostError, r"Ray worker died \(the node is full\)"),
+        (RayError(), WorkerLostError, r"Ray worker died \(RayError\)"),
+    ],
+)
+def test_what_ray_says_of_a_worker_is_told_from_what_the_cell_raised(error, kind, message):
+    def get(reference):
+        raise error
+
+    fake: Any = SimpleNamespace(get=get, exceptions=SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError))
+    reply = RAY._reply(fake, None)
+    assert type(reply) is kind
+    assert re.search(message, str(reply))
+
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason='Ray is an extra: pip install "mtljax[ray]"'
+)
+
+
+@pytest.mark.slow
+@needs_ray
+def test_ray_that_does_not_answer_is_told_at_once(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ValueError, match=r"RAY_ADDRESS=127\.0\.0\.1:1: no Ray cluster answers there"):
+        run("ray")
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray's own files
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is an extra: pip install mtljax[ray]")
+@needs_ray
 def test_ray_gives_the_numbers_of_sequential_and_a_killed_worker_fails_alone(mixed, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     killed, nodes = [], []

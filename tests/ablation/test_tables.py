@@ -17,6 +17,7 @@ from mtljax.ablation.statistics import (
     tidy,
     write_csv,
 )
+from mtljax.ablation.statistics.tables import milliseconds
 
 LEFT, RIGHT = ("left", "accuracy"), ("right", "accuracy")
 
@@ -75,6 +76,19 @@ def test_the_terminal_table_fits_100_columns_and_starts_with_single_task(synthet
         assert len(rows) == len(summary.rows)
         assert rows[0].lstrip().startswith("single-task")
         assert all(shown(row.delta_m) in line for row, line in zip(summary.rows, rows, strict=True))
+
+
+@pytest.mark.parametrize("strategy", ["vmap", "processes", "ray"])
+def test_the_time_of_a_step_is_shown_for_sequential_runs_only(synthetic, strategy):
+    cells = synthetic.study({"ew": 0.0, "cagrad": 0.01})
+    changed = [c | {"strategy": strategy} if (c["method"], c["seed"]) == ("cagrad", 1) else c for c in cells]
+    for records, expected in ((cells, ("3", "3")), (changed, ("3", "–"))):
+        summary = summarize(records)
+        rows = {row.method: row for row in summary.rows}
+        assert (milliseconds(rows["ew"]), milliseconds(rows["cagrad"])) == expected
+        out = io.StringIO()
+        Console(file=out, width=100, force_terminal=False).print(text_table(summary))
+        assert ("a dash where several runs shared" in " ".join(out.getvalue().split())) == (records is changed)
 
 
 def test_numbers_are_shown_in_their_units():

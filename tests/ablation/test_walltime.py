@@ -55,6 +55,13 @@ def test_equal_time_by_hand(cells):
     assert cagrad.at_seconds.mean == pytest.approx(sum(expected) / 2)
     assert (ew.steps_at_seconds, cagrad.steps_at_seconds) == (40, 20)
     assert any("On validation data" in note for note in found.notes)
+    assert not any("chosen" in note for note in found.notes)  # there was nothing to choose
+
+
+def test_what_was_chosen_on_the_same_data_is_told(cells):
+    other = [c | {"cell": c["cell"] + "-b", "setting": {RATE: 0.1}} for c in cells if c["method"] == "cagrad"]
+    (found,) = equal_time(summarize([*cells, *other]), [*cells, *other])
+    assert "chosen on the same validation data at full length, which flatters most" in found.notes[-1]
 
 
 def test_runs_too_slow_for_one_evaluation_have_no_number(run, cells):

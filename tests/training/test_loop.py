@@ -101,6 +101,7 @@ def test_a_loss_that_explodes_stops_the_run_and_keeps_the_last_good_checkpoint(t
     assert f"non-finite at step {step}: left = " in message
     assert re.search(r"last finite losses: left = [\d.]+, right = [\d.]+", message)
     assert "optimizer.learning_rate" in message
+    assert message.endswith("; the last checkpoint is from before this step")
     assert [path.name for path in (tmp_path / "checkpoints" / "last").iterdir() if path.name.isdigit()] == ["8"]
     run = mtl.load(tmp_path)
     outputs, _ = run.model.apply(run.params, run.model_state, load_data(config).splits["test"].inputs)
@@ -121,8 +122,9 @@ def test_the_exact_step_and_the_last_finite_losses_are_reported(tiny):
     program = build_program(config, broken)
     order = np.asarray(program.shuffle(data_key(config), 0))
     step = int(np.flatnonzero(order == 17)[0]) // config.batch_size + 1
-    with pytest.raises(NonFiniteLossError, match=f"non-finite at step {step}:"):
+    with pytest.raises(NonFiniteLossError, match=f"non-finite at step {step}:") as caught:
         train(config, data=broken, program=program)
+    assert "checkpoint" not in str(caught.value)  # it kept none
 
 
 def test_progress_and_time_left_are_told(tiny):

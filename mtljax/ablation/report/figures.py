@@ -164,6 +164,8 @@ def step_time(summary: Summary, records: Sequence[Record]) -> Iterator[Plot]:
     figure.supxlabel("ms per training step", fontsize="medium")
     data = [named(row) | {"seconds_per_step": row.seconds_per_step} for row in rows]
     caption = "Median over runs, compilation and evaluation left out; single-task training: the sum over its networks."
+    if any(row.at_once for row in summary.rows):
+        caption += " Left out: rows whose runs shared the machine (vmap, processes, ray)."
     yield Plot("step_time", "time", "Time per step", caption + note, figure, data)
 
 

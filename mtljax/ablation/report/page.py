@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple, TypeAlias
 
-Cell: TypeAlias = str | tuple[str, float]  # a text; or a number as it is shown, and what it is sorted by
+# A text; or a number as it is shown, what it is sorted by, and what appears when it is pointed at.
+Cell: TypeAlias = str | tuple[str, float] | tuple[str, float, str]
 
 _SHORT, _LONG = 24, 120  # characters: texts of a line, of some lines
 
@@ -65,8 +66,10 @@ def _cell(cell: Cell) -> str:
     if isinstance(cell, str):
         size = " wrap long" * (len(cell) > _LONG) or " wrap" * (len(cell) > _SHORT)
         return f'<td class="text{size}">{escape(cell)}</td>'
-    shown, value = cell
-    return f'<td data-value="{value:.9g}">{escape(shown)}</td>' if math.isfinite(value) else f"<td>{escape(shown)}</td>"
+    shown, value, *title = cell
+    sort = f' data-value="{value:.9g}"' if math.isfinite(value) else ""
+    hint = f' title="{escape(title[0])}"' if title and title[0] else ""
+    return f"<td{sort}{hint}>{escape(shown)}</td>"
 
 
 def section(name: str, title: str, body: str) -> str:

@@ -11,7 +11,7 @@ from mtljax.ablation.statistics.candidates import Candidate
 from mtljax.ablation.statistics.comparisons import against_scalarization, settings_tried
 from mtljax.ablation.statistics.labels import field_name, row_name, setting_text
 from mtljax.ablation.statistics.pareto import Pareto, pareto
-from mtljax.ablation.statistics.tables import milliseconds, signed
+from mtljax.ablation.statistics.tables import AT_ONCE, milliseconds, signed
 from mtljax.ablation.statistics.walltime import EqualTime, equal_time
 
 _MOST_AXES = 6
@@ -32,19 +32,24 @@ def results(summary: Summary, note: str) -> str:
 
     def line(row: Row) -> Line:
         cells = [name(row), row.optimizer, _change(row.delta_m)]
-        cells += [(with_nan(row.test[key], key[1]), row.test[key].mean) for key in summary.directions]
+        cells += [
+            (with_nan(row.test[key], key[1]), row.test[key].mean, deviation(row.test[key], key[1]))
+            for key in summary.directions
+        ]
         cells += [_score(row.validation), (milliseconds(row), row.seconds_per_step)]
         cells += [(_seeds(row), len(row.seeds)), *([(str(row.tried), row.tried)] if tried else [])]
         return Line([*cells, *([setting_text(row.setting)] if settings else [])], choice and row.selected)
 
     marked = "Marked rows: the optimizer chosen on validation for that method. " if choice else ""
     chosen = "Setting: the one chosen on validation. " if settings else ""
+    times = f"ms/step: {AT_ONCE}. " if any(row.at_once for row in summary.rows) else ""
     return table(
         heads,
         {condition: [line(row) for row in part.rows] for condition, part in by_condition(summary).items()},
         "Results on test",
-        f"Mean over seeds ± half of the 95% interval. {marked}{chosen}Δm: mean relative change of the metrics against "
-        f"single-task training; negative is better. Click a heading to sort. {note}",
+        "Mean over seeds ± half of the 95% interval; the standard deviation over seeds appears where a number is "
+        f"pointed at. {marked}{chosen}{times}Δm: mean relative change of the metrics against single-task training; "
+        f"negative is better. Click a heading to sort. {note}",
     )
 
 
@@ -56,7 +61,8 @@ def scalarization(summary: Summary) -> str:
         tried = settings_tried(summary, row)
         cells = [row_name(row), row.optimizer, (signed(difference.mean) if difference.n else "–", difference.mean)]
         cells += [(ends, difference.low), ("–" if math.isnan(p_value) else f"{p_value:.2g}", p_value)]
-        return Line([*cells, found or "no difference shown", (str(tried), tried)])
+        none = "no spread over the seeds" if difference.n > 1 and math.isnan(p_value) else "no difference shown"
+        return Line([*cells, found or none, (str(tried), tried)])
 
     compared = [c for c in against_scalarization(summary) if c.difference.interval.n]
     lines = [line(c.row, c.difference.interval, c.p_corrected, c.found) for c in compared]
@@ -247,8 +253,17 @@ def with_nan(interval: Interval, metric: str | None = None) -> str:
     return shown(interval, metric) + (f" ({interval.left_out} NaN)" if interval.left_out else "")
 
 
-def _change(interval: Interval) -> tuple[str, float]:
-    return shown(interval) + (f" ({interval.left_out} NaN)" if interval.left_out and interval.n else ""), interval.mean
+def deviation(interval: Interval, metric: str | None = None) -> str:
+    """The standard deviation over seeds in words, in the unit of the table; empty for fewer than two seeds."""
+    if math.isnan(interval.std):
+        return ""
+    factor, sign = (1.0, "%") if metric is None else unit(metric)
+    return f"standard deviation {factor * interval.std:.3g}{sign} over {interval.n} seeds"
+
+
+def _change(interval: Interval) -> tuple[str, float, str]:
+    text = shown(interval) + (f" ({interval.left_out} NaN)" if interval.left_out and interval.n else "")
+    return text, interval.mean, deviation(interval)
 
 
 def _score(value: float) -> tuple[str, float]:

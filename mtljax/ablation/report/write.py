@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtljax.ablation.report import page, sections
 from mtljax.ablation.statistics import Record, Summary, read_tables, summarize, verdict, write_tables
+from mtljax.ablation.store import STUDY, parse_record
 from mtljax.training.logs import write_atomically
 
 if TYPE_CHECKING:
@@ -49,19 +50,23 @@ def write_report(
     command = str(study.get("command") or "mtljax ablate CONFIG")
     records, damaged = read_cells(directory)
     problems += damaged
+    from_tables = False
     if records:
         write_tables(records, directory)
     elif not damaged and (directory / RESULTS).is_file():
-        records = read_tables(directory)
+        records, from_tables = read_tables(directory), True
     if not records:
-        found = f"none of its {len(damaged)} cells can be read" if damaged else "it has no cells"
+        unreadable = sum(problem.startswith("Skipped") for problem in damaged)
+        found = f"none of its {unreadable} cells can be read" if unreadable else "it has no cells"
+        found += f" ({damaged[-1].rstrip('.')})" if len(damaged) > unreadable else ""
         raise ValueError(f"nothing to report in {directory}: {found}; run `{command}` first")
     for problem in problems:
         (warn or _warn)(problem)
     summary = summarize(records, command=command)
     drawn = drawing.draw(figures.BUILDERS if builders is None else builders, summary, records, directory / FIGURES)
     files = resources.files("mtljax.ablation.report")
-    parts = _parts(study, problems, summary, records, drawn, (directory / RESULTS).read_text(encoding="utf-8"))
+    results = (directory / RESULTS).read_text(encoding="utf-8")
+    parts = _parts(study, problems, summary, records, drawn, results, from_tables)
     text = Template(files.joinpath("template.html").read_text(encoding="utf-8")).substitute(
         title=escape(str(study.get("name") or directory.resolve().name)),
         question=escape(str(study.get("question") or "")),
@@ -82,12 +87,16 @@ def read_cells(directory: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
       directory: of the study.
 
     Returns:
-      The records in the order of their file names, and one sentence for each file skipped.
+      The records in the order of their file names, and one sentence for each file skipped and for the cells left out
+      because they are not in the grid of study.json.
     """
     records, problems = [], []
-    for path in sorted((Path(directory) / "cells").glob("*.json")):
+    paths = sorted((Path(directory) / "cells").glob("*.json"))
+    grid = _grid(Path(directory))
+    kept = paths if grid is None else [path for path in paths if path.stem in grid]
+    for path in kept:
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = parse_record(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             problems.append(f"Skipped the damaged cell {path.name}: {error}.")
             continue
@@ -96,11 +105,20 @@ def read_cells(directory: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
             problems.append(f"Skipped {path.name}, which is no cell of a study: it lacks {', '.join(missing)}.")
             continue
         records.append(record)
+    if earlier := len(paths) - len(kept):
+        cells = f"{earlier} cells of an earlier grid in this directory are"
+        problems.append(f"{cells if earlier > 1 else '1 cell of an earlier grid in this directory is'} left out.")
     return records, problems
 
 
+def _grid(directory: Path) -> set[str] | None:
+    """The names of the cells of the study; None where study.json does not list them, as older ones do not."""
+    names = _read_study(directory)[0].get("cells")
+    return set(map(str, names)) if isinstance(names, list) else None
+
+
 def _read_study(directory: Path) -> tuple[dict[str, Any], list[str]]:
-    path = directory / "study.json"
+    path = directory / STUDY
     try:
         study = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(study, dict):
@@ -118,6 +136,7 @@ def _parts(
     records: Sequence[Record],
     drawn: "Sequence[Saved]",
     results: str,
+    from_tables: bool,
 ) -> list[tuple[str, str, str]]:
     """The sections of the page that have something to say: name, title and HTML."""
     room = _MOST_EMBEDDED
@@ -138,6 +157,9 @@ def _parts(
     found = page.paragraphs(verdict(summary).split("\n"))
     counts = f"{len(records)} runs, {sum(record['status'] != 'finished' for record in records)} of them failed"
     rows = sections.results(summary, data(RESULTS, results, "All results as CSV"))
+    environment = page.definitions(sections.environment(records))
+    if from_tables:
+        environment = page.paragraphs([f"Not known: this page was made from {RESULTS}, which does not hold it."])
     parts = [
         ("setting", "Setting", page.definitions(dict(study.get("setting") or {}) | {"runs": counts})),
         ("verdict", "What was found", f'<div class="verdict">{found}</div>'),
@@ -150,7 +172,7 @@ def _parts(
         ("figures", "Figures", topic("figures")),
         ("failures", "Failed runs", sections.failures(summary) if summary.failures else ""),
         ("measured", "How it was measured", page.paragraphs(sections.measured(summary))),
-        ("environment", "Environment", page.definitions(sections.environment(records))),
+        ("environment", "Environment", environment),
         ("command", "Run it again", page.code(str(study["command"])) if study.get("command") else ""),
     ]
     return [part for part in parts if part[2]]

@@ -10,10 +10,13 @@ and rich, and of mtljax only the atomic write.
 from mtljax.ablation.statistics.candidates import SCALARIZATION, SINGLE, Candidate, Failure, Fields, Record
 from mtljax.ablation.statistics.comparisons import (
     Comparison,
+    EqualBudget,
     against,
     against_scalarization,
+    at_equal_budget,
     compare,
     contestants,
+    expected_choice,
     settings_tried,
 )
 from mtljax.ablation.statistics.files import csv_text, read_tables, write_csv, write_tables
@@ -51,6 +54,7 @@ __all__ = [
     "Candidate",
     "Comparison",
     "Difference",
+    "EqualBudget",
     "EqualTime",
     "Failure",
     "Fields",
@@ -65,6 +69,7 @@ __all__ = [
     "TimedRow",
     "against",
     "against_scalarization",
+    "at_equal_budget",
     "columns",
     "compare",
     "contestants",
@@ -72,6 +77,7 @@ __all__ = [
     "curves",
     "delta_m",
     "equal_time",
+    "expected_choice",
     "holm",
     "mean_ranks",
     "method_text",

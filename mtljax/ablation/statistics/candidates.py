@@ -50,9 +50,11 @@ class Candidate:
       delta_m_by_seed: Δm of every seed, in percent.
       validation: mean over seeds of the validation score; higher is better.
       validation_by_seed: the validation score of every seed.
-      seconds_per_step: median over seeds; for "single" of the sum over its networks. NaN when not measured.
+      seconds_per_step: median over seeds; for "single" of the sum over its networks. NaN when not measured, and
+        when `at_once`.
       failures: the cells that failed.
       chosen: whether validation chose this setting for its condition, method and optimizer.
+      at_once: whether some of its runs shared the machine with others, so that their time says nothing of one run.
     """
 
     kind: str
@@ -73,6 +75,7 @@ class Candidate:
     seconds_per_step: float
     failures: tuple[Failure, ...]
     chosen: bool = False
+    at_once: bool = False
 
 
 C = TypeVar("C", bound=Candidate)
@@ -81,6 +84,11 @@ C = TypeVar("C", bound=Candidate)
 def role(record: Record) -> str:
     """The role of a record; old ones say nothing but their kind."""
     return record.get("role") or (SINGLE if record["kind"] == SINGLE else "method")
+
+
+def at_once(record: Record) -> bool:
+    """Whether a cell shared the machine with others: any strategy but "sequential", that of old records."""
+    return (record.get("strategy") or "sequential") != "sequential"
 
 
 def frozen(fields: Fields | None) -> str:
@@ -152,7 +160,8 @@ def gather(cells: Sequence[Record], tasks: Iterable[str], directions: Mapping[Ke
             test[seed] = {key: number(found, key) for key in directions}
             scores[seed] = score(validation, tasks, directions)
             seconds.append(sum(part.get("seconds_per_step") or math.nan for part in finished))
-    seconds = [value for value in seconds if math.isfinite(value)]
+    several = any(at_once(cell) for cell in cells if cell["status"] == "finished")
+    seconds = [value for value in seconds if math.isfinite(value) and not several]
     first = cells[0]
     return Candidate(
         kind=first["kind"],
@@ -172,6 +181,7 @@ def gather(cells: Sequence[Record], tasks: Iterable[str], directions: Mapping[Ke
         validation_by_seed=scores,
         seconds_per_step=float(np.median(seconds)) if seconds else math.nan,
         failures=tuple(failure(cell) for cell in cells if cell["status"] != "finished"),
+        at_once=several,
     )
 
 

@@ -13,6 +13,7 @@ from scipy import special
 Key = tuple[str, str]  # (task, metric)
 
 LEVEL = 0.95
+_ROUNDING = 1e-9  # a spread below this part of the values is rounding
 
 
 class Interval(NamedTuple):
@@ -48,7 +49,8 @@ class Difference(NamedTuple):
 
     Attributes:
       interval: mean and interval of the differences.
-      p_value: of the two-sided paired t-test; NaN for fewer than two common seeds.
+      p_value: of the two-sided paired t-test; NaN for fewer than two common seeds, and for differences without spread
+        over the seeds, such as runs that do not depend on the seed: nothing can be concluded from those.
     """
 
     interval: Interval
@@ -125,11 +127,11 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
 
 def paired_difference(values: Mapping[int, float], reference: Mapping[int, float]) -> Difference:
     """Interval and t-test of `values - reference` over the seeds both have, each by seed."""
-    interval = t_interval([values[seed] - reference[seed] for seed in sorted(set(values) & set(reference))])
-    if interval.n < 2:
+    seeds = sorted(set(values) & set(reference))
+    interval = t_interval([values[seed] - reference[seed] for seed in seeds])
+    sizes = [abs(by_seed[seed]) for by_seed in (values, reference) for seed in seeds if math.isfinite(by_seed[seed])]
+    if interval.n < 2 or interval.std <= _ROUNDING * max(sizes):
         return Difference(interval, math.nan)
-    if interval.half_width == 0:
-        return Difference(interval, 1.0 if interval.mean == 0 else 0.0)
     error = interval.half_width / special.stdtrit(interval.n - 1, 0.5 + LEVEL / 2)
     return Difference(interval, float(2 * special.stdtr(interval.n - 1, -abs(interval.mean) / error)))
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from mtljax.ablation.statistics.candidates import Candidate, Fields
 
-_RATE = "optimizer.learning_rate"
+RATE = "optimizer.learning_rate"
 
 
 def setting_text(fields: Fields) -> str:
@@ -46,7 +46,7 @@ def method_text(row: Candidate) -> str:
 def optimizer_text(row: Candidate) -> str:
     """The optimizer with what was chosen for it, the learning rate as a bare number: "adam 0.003"."""
     own = {name: value for name, value in row.setting.items() if _is_optimizer(name)}
-    rate = f" {value_text(own.pop(_RATE))}" if _RATE in own else ""
+    rate = f" {value_text(own.pop(RATE))}" if RATE in own else ""
     return f"{row.optimizer}{rate}" + (f" ({setting_text(own)})" if own else "")
 
 

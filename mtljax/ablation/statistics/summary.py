@@ -123,15 +123,24 @@ def _ranks(rows: Sequence[Row], directions: Mapping[Key, bool]) -> list[float]:
 
 
 def _problem(rows: Sequence[Row], references: Sequence[Row], command: str) -> str | None:
-    where = ""
+    where, concerned = "", [row for row in rows if row.kind == SINGLE]
+    if not concerned:
+        command = _with(command, "--baselines=true")
     if references:
         lacking = [row for row in rows if row.kind != SINGLE and row.seeds and nearest(references, row) is None]
         if not lacking:
             return None
         where = f" under the condition {setting_text(lacking[0].condition)}"
+        concerned = [row for row in concerned if nearest([row], lacking[0]) is not None]
+    if any(candidate.failures for row in concerned for candidate in row.candidates):
+        command = _with(command, "--retry-failed")
     return (
         f"Δm is missing because no single-task training has finished for all tasks{where}: run `{command}` to make it."
     )
+
+
+def _with(command: str, option: str) -> str:
+    return command if option in command.split() else f"{command} {option}"
 
 
 def _order(record: Record) -> tuple[object, ...]:

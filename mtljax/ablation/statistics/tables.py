@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # A terminal of 100 columns has room for the primary metric of so many tasks.
 _MOST_TASKS = 3
 _MOST_ROWS = 30  # with more, the terminal shows the selected ones only
+AT_ONCE = "a dash where several runs shared the machine (vmap, processes, ray); sequential runs measure it"
 _FRACTIONS = ("accuracy", "auc", "f1", "iou", "precision", "recall")
 
 
@@ -56,7 +57,7 @@ def seeds_shown(row: Row) -> str:
 
 
 def milliseconds(row: Row) -> str:
-    """Time of a step in milliseconds, a dash where it was not measured."""
+    """Time of a step in milliseconds, a dash where it was not measured or several runs were at once."""
     value = 1000 * row.seconds_per_step
     return "–" if math.isnan(value) else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
@@ -88,6 +89,8 @@ def text_table(summary: Summary) -> "Table":
     ]
     if hidden := len(summary.tasks) - len(tasks):
         notes.append(f"{hidden} more task{'s' * (hidden > 1)} in the report")
+    if any(row.at_once for row in rows):
+        notes.append(f"ms/step: {AT_ONCE}")
     table = Table(
         box=box.SIMPLE_HEAD, caption="; ".join(notes), caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0)
     )

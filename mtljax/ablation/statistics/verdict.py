@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import numpy as np
 
@@ -12,10 +13,20 @@ from mtljax.ablation.statistics.comparisons import (
     Comparison,
     against,
     against_scalarization,
+    at_equal_budget,
     contestants,
     settings_tried,
 )
-from mtljax.ablation.statistics.labels import joined, optimizer_text, row_name, seeds_text, setting_text
+from mtljax.ablation.statistics.intervals import Difference
+from mtljax.ablation.statistics.labels import (
+    RATE,
+    joined,
+    optimizer_text,
+    row_name,
+    seeds_text,
+    setting_text,
+    value_text,
+)
 from mtljax.ablation.statistics.pareto import pareto
 from mtljax.ablation.statistics.rows import Row
 from mtljax.ablation.statistics.summary import Summary
@@ -23,6 +34,7 @@ from mtljax.ablation.statistics.tables import signed
 
 # One kind of choice matters more than another, or than seed noise, when it moves Δm half as much again.
 CLEARLY = 1.5
+_AXIS = 3  # values of an axis that has ends
 _MOST = 12  # names in one sentence; the report's table has all
 
 
@@ -53,6 +65,7 @@ def verdict(summary: Summary) -> str:
         paragraphs.append(_comparison(against(rows, single), "single-task training"))
         paragraphs += _scalarization(summary, rows)
         paragraphs.append(_reading(rows))
+        paragraphs += _ends_of_axes([*single, *rows])
         paragraphs += _methods_or_optimizers(summary)
     return "\n".join(paragraphs + _pareto(summary) + _left_out(summary))
 
@@ -76,7 +89,7 @@ def _comparison(comparisons: Sequence[Comparison], name: str) -> str:
         }
         text = " ".join(f"{start}: {joined(groups[found], _MOST)}." for found, start in starts.items() if groups[found])
     if hints := [row_name(c.row) for c in comparisons if c.difference.p_value < SIGNIFICANT <= c.p_corrected]:
-        tested = sum(c.difference.interval.n > 1 for c in comparisons)
+        tested = _tested(comparisons)
         text += (
             f" Without correction for {tested} comparisons {joined(hints, _MOST)} would differ: a hint to be tested."
         )
@@ -95,22 +108,65 @@ def _scalarization(summary: Summary, rows: Sequence[Row]) -> list[str]:
         how = "its failures are listed below" if there else "weight_grid=9 in the StudyConfig adds it"
         return [f"Tuned scalarization {why}, so whether a method beats the best fixed weights is open: {how}."]
     comparisons = against_scalarization(summary)
-    if not any(c.difference.interval.n > 1 for c in comparisons):
-        return ["Against tuned scalarization nothing is shown: an interval needs two or more seeds in common."]
+    if not _tested(comparisons):
+        return ["Against tuned scalarization nothing is shown: an interval needs two or more seeds that differ."]
     first = sorted(rows, key=lambda row: row.role != SCALARIZATION)
     budget = joined([f"{row_name(row)} {settings_tried(summary, row)}" for row in first], _MOST)
     budget = f"Settings tried, over all optimizers: {budget}."
     above = [c for c in comparisons if c.beats]
     weights = f" ({setting_text(tuned[0].setting)})" if len(tuned) == 1 and tuned[0].setting else ""
     question = f"Does any method beat tuned scalarization{weights}?"
+    at_equal = _equal_budget(summary)
     if not above:
-        return [f"{question} No: no method's 95% interval lies wholly on the better side. {budget}"]
+        return [f"{question} No: no method's 95% interval lies wholly on the better side. {budget}", *at_equal]
     certain = [row_name(c.row) for c in above if c.found == "better"]
-    holm = f"After correction for {len(comparisons)} comparisons " + (
+    holm = f"After correction for {_tested(comparisons)} comparisons " + (
         f"it holds for {joined(certain, _MOST)}." if certain else "it holds for none: a hint to be tested."
     )
     better = f"The 95% interval lies wholly on the better side for {joined(map(_difference, above), _MOST)}."
-    return [f"{question} {better} {holm} {budget}"]
+    return [f"{question} {better} {holm} {budget}", *at_equal]
+
+
+def _equal_budget(summary: Summary) -> list[str]:
+    """Where scalarization would be expected with as many settings as each method had."""
+    groups: dict[tuple[int, int, str], list[str]] = {}
+    for found in at_equal_budget(summary):
+        where = signed(found.expected.mean)
+        difference = _in_words(row_name(found.row), found.difference)
+        groups.setdefault((found.settings, found.of, where), []).append(difference)
+    sentences = [
+        f"At the method's own budget of {n} setting{'s' * (n > 1)}, drawn at random from its {of}, scalarization would "
+        f"be expected at Δm {where}; against that: {joined(differences, _MOST)}."
+        for (n, of, where), differences in groups.items()
+    ]
+    return [f"At equal budget, not corrected for the number of comparisons: {' '.join(sentences)}"] if groups else []
+
+
+def _ends_of_axes(rows: Sequence[Row]) -> list[str]:
+    """Numbers chosen at the end of the values tried, where one beyond might be better."""
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        for chosen in (candidate for candidate in row.candidates if candidate.chosen):
+            tried = [candidate.setting for candidate in row.candidates if candidate.tasks == chosen.tasks]
+            for field, value in chosen.setting.items():
+                values = {v for setting in tried if _is_number(v := setting.get(field))}
+                if _is_number(value) and len(values) >= _AXIS and value in (min(values), max(values)):
+                    what = f"{row.optimizer} {value_text(value)}" if field == RATE else setting_text({field: value})
+                    who = f"{row_name(row)} {' '.join(chosen.tasks)}" if row.kind == SINGLE else row_name(row)
+                    names.setdefault(what, []).append(who)
+    if not names:
+        return []
+    found = joined([f"{what} for {joined(who, _MOST)}" for what, who in names.items()], _MOST)
+    return [f"Chosen at the end of the grid: {found}. A value beyond it may be better; a wider grid would tell."]
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _tested(comparisons: Sequence[Comparison]) -> int:
+    """How many comparisons Holm's correction is over."""
+    return sum(math.isfinite(comparison.difference.p_value) for comparison in comparisons)
 
 
 def _reading(rows: Sequence[Row]) -> str:
@@ -223,9 +279,15 @@ def _failed(failures: Sequence[Failure]) -> str:
 
 
 def _difference(comparison: Comparison) -> str:
-    name, interval = row_name(comparison.row), comparison.difference.interval
+    return _in_words(row_name(comparison.row), comparison.difference)
+
+
+def _in_words(name: str, difference: Difference) -> str:
+    interval = difference.interval
     if interval.n == 0:
         return f"{name} (no seed in common)"
     if interval.n == 1:
         return f"{name} {signed(interval.mean)}"
+    if math.isnan(difference.p_value):
+        return f"{name} {signed(interval.mean)} (no spread over the seeds)"
     return f"{name} {signed(interval.mean)} [{signed(interval.low)}, {signed(interval.high)}]"

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtljax.ablation.statistics.candidates import Fields, Record, number
+from mtljax.ablation.statistics.candidates import Fields, Record, at_once, number
+from mtljax.ablation.statistics.comparisons import settings_tried
 from mtljax.ablation.statistics.intervals import Interval, Key, delta_m, t_interval
 from mtljax.ablation.statistics.labels import joined, row_name
 from mtljax.ablation.statistics.rows import Row, surroundings
@@ -86,7 +87,7 @@ def equal_time(summary: Summary, records: Sequence[Record]) -> tuple[EqualTime, 
 
 
 def _compared(summary: Summary, rows: Sequence[Row], by_name: Mapping[str, Record]) -> EqualTime | None:
-    shared = [row for row in rows if any(_strategy(by_name[cell]) != "sequential" for cell in row.cells)]
+    shared = [row for row in rows if any(at_once(by_name[cell]) for cell in row.cells)]
     notes = []
     if shared:
         notes.append(
@@ -124,6 +125,11 @@ def _compared(summary: Summary, rows: Sequence[Row], by_name: Mapping[str, Recor
         found.append(TimedRow(entry.row, at_steps, at_seconds, float(np.median(reached)) if reached else math.nan))
     found.sort(key=lambda row: math.inf if math.isnan(row.at_seconds.mean) else row.at_seconds.mean)
     notes.append("On validation data, at each run's last evaluation within the budget.")
+    if any(settings_tried(summary, entry.row) > 1 for entry in timed):
+        notes.append(
+            "Settings and optimizers were chosen on the same validation data at full length, which flatters most where "
+            "most were tried."
+        )
     return EqualTime(around, seconds, steps, tuple(found), tuple(notes))
 
 
@@ -147,7 +153,3 @@ def _evaluations(record: Record) -> list[_Evaluation]:
     entries = [entry for entry in record.get("history") or () if entry["split"] == "validation"]
     found = [_Evaluation(entry["step"], entry.get("seconds") or 0.0, entry["metrics"]) for entry in entries]
     return sorted(found, key=lambda evaluation: evaluation.step)
-
-
-def _strategy(record: Record) -> str:
-    return record.get("strategy") or "sequential"

@@ -42,10 +42,15 @@ def processes(cells: Sequence[Cell], context: Context) -> Generator[Record, None
 
     Raises:
       StudyInterruptedError: on SIGTERM or Ctrl-C, after all processes were stopped.
-      RuntimeError: if the processes cannot start.
+      ChildProcessError: if the processes cannot start.
     """
-    jobs = min(context.jobs or len(os.sched_getaffinity(0)), len(cells))
+    jobs = min(context.jobs or cores(), len(cells))
     yield from dispatch(cells, jobs, Workers(_Worker, _send, _replies, _stop), context)
+
+
+def cores() -> int:
+    """How many cores this process may use; all of the machine where the system does not tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _send(worker: _Worker, cell: Cell) -> None:
@@ -75,7 +80,7 @@ def _replies(workers: Sequence[_Worker], seconds: float) -> list[tuple[_Worker, 
 def _lost(worker: _Worker) -> Exception:
     code = worker.process.exitcode or 0
     if not worker.ready:
-        return RuntimeError(
+        return ChildProcessError(
             f"a worker process could not start (exit status {code}; its own error is above): a script that runs a "
             'study must do so under if __name__ == "__main__"'
         )

@@ -4,6 +4,8 @@ import contextlib
 import importlib
 import logging
 import os
+import re
+import socket
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
@@ -12,6 +14,7 @@ from mtljax.ablation.cell import Cell, Context, Record, StudyInterruptedError, r
 from mtljax.ablation.strategies.dispatch import WorkerLostError, Workers, dispatch, jax_options, use_jax_options
 
 _OBJECT_STORE_BYTES = 200_000_000  # records are small
+_REACH_SECONDS = 5
 
 
 class _Runner:
@@ -67,14 +70,14 @@ def ray_cluster(cells: Sequence[Cell], context: Context) -> Generator[Record, No
 def _reply(ray: Any, reference: Any) -> Record | BaseException:
     try:
         return ray.get(reference)
-    except ray.exceptions.RayActorError as error:
-        first = str(error).strip().splitlines()[0]
-        return WorkerLostError(f"its Ray worker died ({first}), as it does when memory runs out")
-    except ray.exceptions.RayTaskError as error:
+    except ray.exceptions.RayTaskError as error:  # raised by the cell itself
         cause = getattr(error, "cause", None)
         if isinstance(cause, StudyInterruptedError):
             return WorkerLostError(f"its Ray worker was ended by {cause}")
         return cause if isinstance(cause, Exception) else error
+    except ray.exceptions.RayError as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return WorkerLostError(f"its Ray worker died ({first}), as it does when memory runs out")
 
 
 def _import_ray() -> Any:
@@ -97,6 +100,7 @@ def _cluster(ray: Any, jobs: int | None) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     start = {"num_cpus": jobs, "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     try:
+        _reach(address)
         with warnings.catch_warnings():
             # Ray forks only to execute its own programs at once.
             warnings.filterwarnings("ignore", "os.fork|.*fork\\(\\) may lead to deadlocks")
@@ -106,12 +110,19 @@ def _cluster(ray: Any, jobs: int | None) -> Iterator[None]:
                 logging_level=logging.ERROR,
                 **({} if address else start),
             )
-    except ConnectionError as error:
+    except OSError as error:
         raise ValueError(
-            f"RAY_ADDRESS={address}: no Ray cluster answers there ({str(error).splitlines()[0]}); start one with "
-            "ray start --head, or unset it to start one for this study"
+            f"RAY_ADDRESS={address}: no Ray cluster answers there; start one with ray start --head, or unset it to "
+            "start one for this study"
         ) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _reach(address: str | None) -> None:
+    """Raises OSError if nothing listens at "HOST:PORT", where Ray itself would try for minutes."""
+    found = re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address or "")
+    if found:
+        socket.create_connection((found[1], int(found[2])), _REACH_SECONDS).close()

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from mtljax.ablation.cell import (
-    OUT_OF_MEMORY,
+    FAILURES,
     Cell,
     Context,
     Record,
@@ -16,6 +16,8 @@ from mtljax.ablation.cell import (
     failed,
     finished,
     head,
+    is_failure,
+    is_memory,
 )
 from mtljax.ablation.strategies.grouping import by_structure
 from mtljax.data import MultiTaskData
@@ -62,15 +64,14 @@ def vectorised(cells: Sequence[Cell], context: Context) -> Generator[Record, Non
                     yield failed(head(cell, data), error, 0.0)
             try:
                 records = _run(ready, states, data, block, length, context) if ready else []
-            except jax.errors.JaxRuntimeError as error:
-                if OUT_OF_MEMORY not in str(error):
+            except FAILURES as error:
+                if not is_failure(error):
                     raise
-                if length == 1:
-                    records = [failed(head(ready[0], data), error, 0.0)]
-                else:
+                if is_memory(error) and length > 1:
                     waiting = ready + waiting[length:]
                     length = _even(len(waiting), length // 2)
                     continue
+                records = [failed(head(cell, data), error, 0.0) for cell in ready]
             yield from records
             waiting = waiting[length:]
 

@@ -1,0 +1,226 @@
+"""What multiplying the losses by constants does to training: is a method with an optimizer invariant to their scale?"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mtljax.gradients import Mode, PyTree, SplitLosses, TaskGradients, split, task_gradients
+from mtljax.gradients.arguments import Mask, mask
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BACKBONE = "backbone"
+
+
+class ScaleInvariance(NamedTuple):
+    """Two runs beside each other, one with the losses as they are, one with them scaled; N steps.
+
+    The groups of parameters are "backbone" (the shared ones) and "head TASK" for a task's own.
+
+    Attributes:
+      differences: by group, (N,) ‖u - u'‖ / max(‖u‖, ‖u'‖) of the updates u and u', from 0 to 2.
+      norms: by group, (2, N) ‖u‖ and ‖u'‖.
+      losses: by task, (2, N), those of the second run without their factor.
+      tolerance: the difference up to which updates count as equal.
+    """
+
+    differences: dict[str, np.ndarray]
+    norms: dict[str, np.ndarray]
+    losses: dict[str, np.ndarray]
+    tolerance: float
+
+    def agreed(self) -> dict[str, int]:
+        """By group, the number of steps before the updates differ for the first time; N if they never do."""
+        apart = {group: ~(each <= self.tolerance) for group, each in self.differences.items()}  # NaN is apart
+        return {group: int(np.argmax(each)) if each.any() else len(each) for group, each in apart.items()}
+
+    def verdicts(self) -> dict[str, str]:
+        """By group: "invariant" (equal updates at all steps), "not" (not even at the first) or for how long."""
+
+        def verdict(steps: int, of: int) -> str:
+            return "invariant" if steps == of else {0: "not", 1: "first step"}.get(steps, f"first {steps} steps")
+
+        return {group: verdict(steps, len(self.differences[group])) for group, steps in self.agreed().items()}
+
+
+def scale_invariance(
+    losses_fn: Callable[..., Any],
+    params: PyTree,
+    batches: Sequence[Any],
+    tx: optax.GradientTransformation,
+    scales: Mapping[str, float] | Sequence[float],
+    *,
+    shared: Mask = None,
+    frozen: Mask = None,
+    steps: int | None = None,
+    same_path: bool = False,
+    tolerance: float = 1e-3,
+    mode: Mode = "auto",
+) -> ScaleInvariance:
+    """Trains twice from the same start on the same batches, the second time with scaled losses; compares the updates.
+
+    As in Elich et al., arXiv:2311.04698, App. A2. Rounding, and constants such as Adam's ε, make a first difference,
+    which training may enlarge, above all where gradients jump: take float64 parameters (`jax.enable_x64`) to tell
+    it from a rule that is not invariant, or `same_path`.
+
+    >>> import jax.numpy as jnp, mtljax as mtl, optax
+    >>> losses_fn = lambda p, x: {t: jnp.mean((p["body"] * x * p[t] - 1) ** 2) for t in ("a", "b")}
+    >>> params = {"body": jnp.array(0.5), "a": jnp.array(1.0), "b": jnp.array(-1.0)}
+    >>> run = mtl.analysis.scale_invariance(
+    ...     losses_fn, params, [jnp.ones(4)], optax.chain(mtl.ew(), optax.adam(0.1)), {"a": 10, "b": 0.1}, steps=5
+    ... )
+    >>> run.verdicts()
+    {'backbone': 'not', 'head a': 'first step', 'head b': 'first step'}
+
+    Args:
+      losses_fn: `losses_fn(params, batch)` returns a dict of scalar losses.
+      params: where to start.
+      batches: of equal shapes; taken in order, over and over.
+      tx: a method followed by any optax optimizer.
+      scales: a factor for each loss, by task or in sorted order of the names.
+      shared: as for `mtl.task_gradients`.
+      frozen: parameters that stay as they are and are left out of the comparison: a predicate on the key path, or a
+        pytree of bools like params; None means none.
+      steps: N; None takes every batch once.
+      same_path: take the second run's gradients at the first run's parameters. The difference is then of the update
+        rule alone, not of where it has led before.
+      tolerance: see `ScaleInvariance`.
+      mode: as for `mtl.task_gradients`.
+
+    Returns:
+      The comparison; `.verdicts()` says it in words.
+
+    Raises:
+      ValueError: if there is no batch or no step, or the scales do not match the tasks or are not positive.
+    """
+    count = len(batches) if steps is None else steps
+    if not batches or count < 1:
+        raise ValueError(f"scale_invariance needs at least one batch and one step, got {len(batches)} and {steps}")
+    grads = _traced(losses_fn, params, batches[0], shared=shared, mode=mode)
+    factors = _factors(scales, grads.tasks or ())
+    groups = _groups(grads)
+    still = mask("frozen", (lambda _: False) if frozen is None else frozen, params)
+    groups = [None if fixed else group for group, fixed in zip(groups, jax.tree.leaves(still), strict=True)]
+    names = sorted({group for group in groups if group is not None}, key=lambda name: (name != BACKBONE, name))
+    if not names:
+        raise ValueError("scale_invariance: frozen leaves no parameter to compare")
+    scaled = _scaled(losses_fn, factors)
+    rule: Any = optax.with_extra_args_support(tx)  # optax's types know no TaskGradients
+
+    def moved(losses_fn: Any, params: PyTree, at: PyTree, state: Any, batch: Any) -> Any:
+        losses, grads = task_gradients(losses_fn, at, batch, shared=shared, mode=mode)
+        updates, state = rule.update(grads, state, at, losses=losses)
+        updates = jax.tree.map(lambda u, fixed: jnp.zeros_like(u) if fixed else u, updates, still)
+        return optax.apply_updates(params, updates), state, updates, losses
+
+    @jax.jit
+    def step(pair: Any, batch: Any) -> Any:
+        (left, left_state), (right, right_state) = pair
+        at = left if same_path else right
+        left, left_state, plain, plain_losses = moved(losses_fn, left, left, left_state, batch)
+        right, right_state, other, other_losses = moved(scaled, right, at, right_state, batch)
+        other_losses = {task: other_losses[task] / factors[task] for task in factors}
+        compared = {name: _compared(plain, other, [group == name for group in groups]) for name in names}
+        return ((left, left_state), (right, right_state)), compared, (plain_losses, other_losses)
+
+    pair, found = ((params, tx.init(params)),) * 2, []
+    for index in range(count):
+        pair, *record = step(pair, batches[index % len(batches)])
+        found.append(record)
+    compared, losses = (jax.device_get([record[i] for record in found]) for i in (0, 1))
+    return ScaleInvariance(
+        differences={name: np.array([each[name][0] for each in compared]) for name in names},
+        norms={name: np.transpose([each[name][1:] for each in compared]) for name in names},
+        losses={task: np.array([[both[i][task] for both in losses] for i in (0, 1)]) for task in factors},
+        tolerance=tolerance,
+    )
+
+
+def plot_scale_invariance(runs: Mapping[str, ScaleInvariance], title: str = "") -> "Figure":
+    """Draws the norms of the updates, a row for each run and a column for each group.
+
+    Args:
+      runs: results of `scale_invariance` by name, of the same groups.
+      title: of the figure.
+
+    Returns:
+      A matplotlib figure.
+    """
+    from matplotlib.figure import Figure
+
+    groups = list(next(iter(runs.values())).norms)
+    figure = Figure(figsize=(3.2 * len(groups), 2.1 * len(runs) + 0.4), layout="constrained")
+    panels = figure.subplots(len(runs), len(groups), squeeze=False, sharex=True)
+    for row, (name, run) in zip(panels, runs.items(), strict=True):
+        verdicts = run.verdicts()
+        for panel, group in zip(row, groups, strict=True):
+            steps = np.arange(1, run.norms[group].shape[1] + 1)
+            panel.plot(steps, run.norms[group][0], label="losses as they are", linewidth=0.8)
+            panel.plot(steps, run.norms[group][1], "--", label="scaled", linewidth=0.8)
+            panel.set_yscale("log")
+            panel.set_title(f"{name}\n{group}: {verdicts[group]}", fontsize=8)
+        row[0].set_ylabel("norm of the update")
+    for panel in panels[-1]:
+        panel.set_xlabel("step")
+    panels[0, 0].legend(fontsize=7)
+    figure.suptitle(title)
+    return figure
+
+
+def _traced(losses_fn: Any, params: PyTree, *args: Any, **options: Any) -> TaskGradients:
+    """Task gradients of which only the names and the split are known."""
+    found: list[TaskGradients] = []
+    jax.eval_shape(lambda p, a: found.append(task_gradients(losses_fn, p, *a, **options)[1]), params, args)
+    return found[0]
+
+
+def _factors(scales: Mapping[str, float] | Sequence[float], tasks: tuple[str, ...]) -> dict[str, float]:
+    named = scales if isinstance(scales, Mapping) else dict(zip(tasks, scales, strict=False))
+    if len(scales) != len(tasks) or set(named) != set(tasks):
+        raise ValueError(f"scale_invariance needs one scale for each of the tasks {', '.join(tasks)}, got {scales}")
+    factors = {task: float(named[task]) for task in tasks}
+    if not all(0 < factor < np.inf for factor in factors.values()):
+        raise ValueError(f"scale_invariance: scales must be positive and finite, got {factors}")
+    return factors
+
+
+def _scaled(losses_fn: Any, factors: dict[str, float]) -> Any:
+    def times(losses: dict[str, Any]) -> dict[str, Any]:
+        return {task: factors[task] * jnp.asarray(loss) for task, loss in losses.items()}
+
+    if isinstance(losses_fn, SplitLosses):
+        heads = losses_fn.heads
+        return split(losses_fn.encode, lambda params, z, *args: times(heads(params, z, *args)))
+    return lambda params, *args: times(losses_fn(params, *args))
+
+
+def _groups(grads: TaskGradients) -> list[str]:
+    """The group of each leaf: the backbone, or the tasks it belongs to."""
+    tasks = grads.tasks or ()
+    return [
+        BACKBONE if is_shared else f"head {'+'.join(tasks[k] for k in of)}" if of else "unused"
+        for is_shared, of in zip(jax.tree.leaves(grads.shared), grads._leaf_tasks, strict=True)
+    ]
+
+
+def _compared(left: PyTree, right: PyTree, keep: list[bool]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Relative difference and norms of two updates over some leaves; entries are squared relative to the largest."""
+    pairs = [
+        pair for pair, kept in zip(zip(*map(jax.tree.leaves, (left, right)), strict=True), keep, strict=True) if kept
+    ]
+    peak = jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for pair in pairs for leaf in pair]).max()
+    unit = jnp.where(peak > 0, peak, 1)
+
+    def norm(leaves: list[jax.Array]) -> jax.Array:
+        return jnp.sqrt(sum(jnp.sum(jnp.square(leaf), dtype=unit.dtype) for leaf in leaves))
+
+    pairs = [(a / unit, b / unit) for a, b in pairs]
+    norms = [norm([pair[i] for pair in pairs]) for i in (0, 1)]
+    longest = jnp.maximum(*norms)
+    difference = norm([a - b for a, b in pairs]) / jnp.where(longest > 0, longest, 1)
+    return difference, norms[0] * unit, norms[1] * unit
