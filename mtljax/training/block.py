@@ -31,6 +31,7 @@ from mtljax.training.signals import stop_requests
 from mtljax.training.state import Monitor, TrainState, restarted
 
 PyTree = Any
+_LOOK_SECONDS = 1.0  # about how long steps run before the host looks for a signal and tells the progress
 
 
 class Block(NamedTuple):
@@ -154,7 +155,7 @@ def train_block(
     best = block.keep(jnp.ones(len(padded), bool), best, best)  # a copy: the step donates its state
     stacked, _ = block.advance(stacked, splits["train"], permutations, np.int32(0))  # compiles, outside the clock
     jax.block_until_ready(stacked)
-    start, training = time.perf_counter(), 0.0
+    start, training, most = time.perf_counter(), 0.0, 1
     progress.start(0, total)
 
     def share() -> float:
@@ -171,11 +172,13 @@ def train_block(
                 break
             if step and step % program.steps_per_epoch == 0:
                 permutations = block.shuffle(keys, step // program.steps_per_epoch)
-            stop = min(total, *(step - step % n + n for n in (log_every, every, program.steps_per_epoch)))
+            stop = min(total, step + most, *(step - step % n + n for n in (log_every, every, program.steps_per_epoch)))
             began = time.perf_counter()
             stacked, weights = block.advance(stacked, splits["train"], permutations, np.int32(stop - step))
             jax.block_until_ready(stacked.step)
-            training += time.perf_counter() - began
+            took = time.perf_counter() - began
+            most = most * 2 if took < _LOOK_SECONDS else max(1, most // 2)
+            training += took
             step = stop
             progress.step(step)
             evaluating = step % every == 0 or step == total
