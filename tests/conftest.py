@@ -17,7 +17,7 @@ def optimised() -> Iterator[None]:
     """For tests that read compiled programs: as users get them."""
     import jax
 
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
