@@ -10,6 +10,7 @@ import pytest
 from jax.interpreters import partial_eval
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from marks import mostly_slow
 
 import mtljax as mtl
 from mtljax.gradients import TaskGradients
@@ -267,7 +268,9 @@ def test_has_aux_passes_the_auxiliary_output_through(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("devices", ["pmap", "shard_map", "unchecked shard_map", "vmap"])
+@pytest.mark.parametrize(
+    "devices", mostly_slow(["pmap", "shard_map", "unchecked shard_map", "vmap"], quick=["pmap", "shard_map"])
+)
 def test_averaging_over_an_axis_equals_the_whole_batch(mode, devices):
     params, x = params_of(), batch_of(16)
     weights = jnp.array([0.3, 2.0])

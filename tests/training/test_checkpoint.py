@@ -101,7 +101,8 @@ def test_a_run_killed_between_two_steps_resumes_bit_for_bit(uninterrupted, tmp_p
     assert_equal_runs(tmp_path / "run", reference)
 
 
-@pytest.mark.parametrize("number", mostly_slow([signal.SIGTERM, signal.SIGINT], quick=[signal.SIGTERM]))
+@pytest.mark.slow  # test_a_run_stopped_in_the_middle_of_an_epoch_resumes_there does it in this process
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_says_how_to_resume_and_loses_nothing(uninterrupted, tmp_path, number):
     config, reference = uninterrupted
     process = launch("train", config, "--workdir", tmp_path / "run")

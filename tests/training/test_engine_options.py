@@ -40,6 +40,7 @@ def test_every_exact_engine_trains_alike(tiny, changes):
     assert_close(actual, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_microbatches_equal_the_batch_for_a_loss_weighting_and_independent_batches(tiny):
     for method in ("famo", "modo"):
         whole = tiny(method=MethodConfig(method), optimizer=SGD, batch_size=48)
