@@ -10,9 +10,7 @@ example: python scripts/bench_flat.py --networks mlp lenet --seconds 5
 """
 
 import argparse
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,13 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from bench_step import medians
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 import mtljax as mtl
 
-ROUNDS, BATCH, KEPT = 5, 256, 10
+BATCH, KEPT = 256, 10
 NETWORKS: dict[str, dict[str, Any]] = {"mlp": {"features": (512, 512, 256)}, "lenet": {}}
 PAPER = {"rho": 2.0, "adaptive": True, "norm": "joint"}
 
@@ -96,23 +94,6 @@ def steps_of(encoder: str, tasks: int, base: str) -> list[Step]:
     ]
 
 
-def medians(steps: list[Step], seconds: float) -> list[float]:
-    """Median milliseconds of each step, taken in turns over about so many seconds each."""
-    times: list[list[float]] = [[] for _ in steps]
-    for step in steps:
-        step.call()
-    for _ in track(range(ROUNDS), "timing", transient=True, console=Console(stderr=True)):
-        for step, taken in zip(steps, times, strict=True):
-            end = time.perf_counter() + seconds / ROUNDS
-            while True:
-                start = time.perf_counter()
-                step.call()
-                taken.append(time.perf_counter() - start)
-                if time.perf_counter() > end:
-                    break
-    return [1e3 * statistics.median(taken) for taken in times]
-
-
 def main() -> int:
     """Prints one table a network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -125,7 +106,7 @@ def main() -> int:
     console.print(f"jax {jax.__version__} on {jax.default_backend()} ({jax.devices()[0].device_kind})")
     for encoder in options.networks:
         steps = steps_of(encoder, options.tasks, options.base)
-        times = medians(steps, options.seconds)
+        times = medians([step.call for step in steps], options.seconds)
         table = Table(title=f"{encoder}: K={options.tasks}, batch {BATCH}, 36x36x1")
         for column in ("step", "ms", f"ratio to {options.base}", "peak MB"):
             table.add_column(column, justify="left" if column == "step" else "right")

@@ -16,7 +16,7 @@ import importlib.util
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -155,17 +155,17 @@ def torch_steps(network: Network) -> list[Step]:
     return steps
 
 
-def medians(steps: list[Step], seconds: float) -> list[float]:
-    """Median milliseconds of each step, taken in turns over about so many seconds each, three calls at least."""
-    times: list[list[float]] = [[] for _ in steps]
-    for step in steps:
-        step.call()
+def medians(calls: Sequence[Callable[[], Any]], seconds: float) -> list[float]:
+    """Median milliseconds of each call, taken in turns over about so many seconds each, a few at least."""
+    times: list[list[float]] = [[] for _ in calls]
+    for call in calls:
+        call()
     for _ in track(range(ROUNDS), "timing", transient=True, console=Console(stderr=True)):
-        for step, taken in zip(steps, times, strict=True):
+        for call, taken in zip(calls, times, strict=True):
             end = time.perf_counter() + seconds / ROUNDS
             while True:
                 start = time.perf_counter()
-                step.call()
+                call()
                 taken.append(time.perf_counter() - start)
                 if time.perf_counter() > end:
                     break
@@ -204,7 +204,7 @@ def main() -> int:
     for name in options.networks:
         network = NETWORKS[name]
         steps = steps_of(network, options.methods) + torch_steps(network)
-        console.print(table_of(name, network, steps, medians(steps, options.seconds)))
+        console.print(table_of(name, network, steps, medians([step.call for step in steps], options.seconds)))
     return 0
 
 
