@@ -1,1 +1,1 @@
-"""Commands of `mtljax` that are more than a few lines, imported when they run. Imports everything."""
+"""The commands of `mtljax`, each imported when it runs, and `parser`, their arguments. Imports everything."""

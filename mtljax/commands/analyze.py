@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from mtljax.commands.output import console
+
 
 def toy(options: argparse.Namespace, overrides: list[str]) -> int:
     """Steps to the minimum of CAGrad's function, a row for each optimizer and method."""
@@ -34,11 +36,11 @@ def toy(options: argparse.Namespace, overrides: list[str]) -> int:
         table.add_column(f"{rate:g}", justify="right")
     for result in results:
         table.add_row(result.optimizer, result.method, *cells(result))
-    console = _console(120)
-    console.print(table)
-    console.print(f"-: not from every start within {config.iterations:,} steps; columns are learning rates")
+    out = console(120)
+    out.print(table)
+    out.print(f"-: not from every start within {config.iterations:,} steps; columns are learning rates")
     if config.methods == ("all",):
-        console.print(f"n/a, as they need positive losses: {', '.join(POSITIVE_LOSSES)}", highlight=False)
+        out.print(f"n/a, as they need positive losses: {', '.join(POSITIVE_LOSSES)}", highlight=False)
     return _done(options, start, lambda: plot_toy(results, config))
 
 
@@ -62,9 +64,9 @@ def scale_invariance(options: argparse.Namespace, overrides: list[str]) -> int:
         table.add_row(setting, rule, *row)
         if setting == "all trained":
             runs[rule] = run
-    console = _console(130)
-    console.print(table)
-    console.print(
+    out = console(130)
+    out.print(table)
+    out.print(
         "In brackets the relative difference of the first updates. Two runs of their own part sooner or later, as "
         "rounding grows; on the same path, gradients of both are taken at the parameters of the first.",
         highlight=False,
@@ -88,16 +90,11 @@ def _progress(items: Any, what: str, total: int | None = None) -> Any:
 
 
 def _done(options: argparse.Namespace, start: float, figure: Any) -> int:
-    console = _console(120)
+    out = console(120)
     if options.figure is not None:
         path = Path(options.figure)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure().savefig(path, dpi=150)
-        console.print(f"figure: {path}", highlight=False, soft_wrap=True)
-    console.print(f"{time.perf_counter() - start:.0f} s", highlight=False)
+        out.print(f"figure: {path}", highlight=False, soft_wrap=True)
+    out.print(f"{time.perf_counter() - start:.0f} s", highlight=False)
     return 0
-
-
-def _console(width: int) -> Console:
-    """Standard output; where it is no terminal, it has this width."""
-    return Console() if sys.stdout.isatty() else Console(width=width)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mtljax import cli
 from mtljax.ablation.grid import StudyConfig
 from mtljax.ablation.grid import cells as grid_cells
 from mtljax.ablation.statistics import (
@@ -21,6 +20,7 @@ from mtljax.ablation.statistics import (
     t_interval,
     verdict,
 )
+from mtljax.commands.parser import parser
 from mtljax.training.overrides import override
 
 LEFT, RIGHT = ("left", "accuracy"), ("right", "accuracy")
@@ -251,7 +251,7 @@ def test_half_a_baseline_is_no_baseline(synthetic):
 def test_the_command_printed_for_a_missing_baseline_makes_it(synthetic):
     def asked(records):
         problem = summarize(records, command="mtljax ablate a.py --baselines=false").problem or ""
-        options, overrides = cli._parser().parse_known_args(shlex.split(problem.split("`")[1])[1:])
+        options, overrides = parser().parse_known_args(shlex.split(problem.split("`")[1])[1:])
         study = override(StudyConfig("a"), overrides)
         return options.retry_failed, {cell.kind for cell in grid_cells(study, ["left", "right"])}
 

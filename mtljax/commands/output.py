@@ -1,0 +1,28 @@
+"""What the commands print, and the exit status of one that a signal ended."""
+
+import signal
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+INTERRUPTED = {"SIGINT": 128 + signal.SIGINT, "SIGTERM": 128 + signal.SIGTERM}
+
+
+def console(width: int) -> Console:
+    """Standard output; where it is no terminal, it has this width."""
+    return Console() if sys.stdout.isatty() else Console(width=width)
+
+
+def metrics_table(splits: dict[str, dict[str, dict[str, float]]]) -> Table:
+    """Metrics by split, task and name, a row a task."""
+    table = Table()
+    table.add_column("task")
+    found = ((split, m) for split, tasks in splits.items() for values in tasks.values() for m in values)
+    columns = list(dict.fromkeys(found))
+    for split, metric in columns:
+        table.add_column(f"{split} {metric}", justify="right")
+    for task in next(iter(splits.values())):
+        values = (splits[split][task].get(metric) for split, metric in columns)
+        table.add_row(task, *("–" if value is None else f"{value:.4f}" for value in values))
+    return table

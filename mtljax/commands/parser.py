@@ -1,0 +1,118 @@
+"""The arguments of the commands; nothing heavy is imported here, so that --help is quick."""
+
+import argparse
+
+
+def parser() -> argparse.ArgumentParser:
+    """The words each command takes, and in `run` the module and function that carry it out."""
+    root = argparse.ArgumentParser(
+        prog="mtljax",
+        description="Train multi-task networks in JAX and compare what trains them.",
+        epilog="example: mtljax ablate configs/digits.py",
+    )
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: str, help_text: str, example: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=help_text,
+            description=help_text[0].upper() + help_text[1:] + ".",
+            epilog=f"example: {example}",
+            allow_abbrev=False,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    train = command(
+        "train",
+        "train:train",
+        "train one network; --path.to.field=value overrides a field of the config",
+        "mtljax train configs/digits.py --method.name=cagrad --optimizer.learning_rate=3e-4",
+    )
+    train.add_argument("config", metavar="CONFIG", help="Python file with get_config()")
+    train.add_argument("--workdir", help="directory of log, config and checkpoints (default: runs/NAME-METHOD-seedN)")
+    train.add_argument("--resume", action="store_true", help="continue from the last checkpoint, bit for bit")
+    train.add_argument(
+        "--distributed",
+        nargs="?",
+        const="",
+        metavar="HOST:PORT",
+        help="train with other processes, each started with the same command: alone on a TPU pod or under SLURM, "
+        "elsewhere with the address of the first process and the next two options",
+    )
+    train.add_argument("--num_processes", type=int, metavar="N", help="how many processes train together")
+    train.add_argument("--process_id", type=int, metavar="I", help="which of them this is, from 0")
+    train.set_defaults(takes_overrides=True)
+
+    evaluate = command(
+        "evaluate",
+        "train:evaluate",
+        "print the metrics of a trained run",
+        "mtljax evaluate runs/digits-ew-seed0 --split test",
+    )
+    evaluate.add_argument("directory", metavar="DIR", help="workdir of a run")
+    evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"), help="default: test")
+
+    ablate = command(
+        "ablate",
+        "ablate:ablate",
+        "run a study, a grid of runs with single-task baselines and tuned scalarization; finished cells are kept",
+        'mtljax ablate configs/digits.py --base.epochs=4 --seeds="(0, 1, 2, 3, 4)"',
+    )
+    ablate.add_argument("config", metavar="CONFIG", help="Python file with get_config() returning a StudyConfig")
+    ablate.add_argument("--workdir", help="directory of the study (default: runs/NAME)")
+    ablate.add_argument(
+        "--jobs", type=int, metavar="N", help="cells at once, where the strategy runs several (default: as many as fit)"
+    )
+    ablate.add_argument(
+        "--strategy",
+        metavar="S",
+        help="how cells run: sequential (default on a CPU), vmap (default on accelerators), processes or ray",
+    )
+    ablate.add_argument(
+        "--dry-run", action="store_true", help="list cells and programs, estimate the time, run nothing"
+    )
+    ablate.add_argument("--yes", action="store_true", help="run more than 10,000 cells")
+    ablate.add_argument("--retry-failed", action="store_true", help="run the cells again that failed")
+    ablate.set_defaults(takes_overrides=True)
+
+    report = command(
+        "report", "ablate:report", "rebuild the report of a study from its records", "mtljax report runs/digits"
+    )
+    report.add_argument("directory", metavar="DIR", help="directory of a study")
+
+    _add_analyses(command("analyze", "", "see what optimizers and methods do", "mtljax analyze toy"))
+
+    listing = command(
+        "methods", "methods:methods", "list the multi-task methods, or explain one", "mtljax methods cagrad"
+    )
+    listing.add_argument("name", nargs="?", metavar="NAME", help="the method to explain")
+    listing.add_argument("--markdown", action="store_true", help="print the tables of docs/methods.md")
+    return root
+
+
+def _add_analyses(analyze: argparse.ArgumentParser) -> None:
+    kinds = analyze.add_subparsers(dest="what", required=True, metavar="WHAT")
+
+    def kind(name: str, help_text: str, example: str) -> argparse.ArgumentParser:
+        text, last = help_text[0].upper() + help_text[1:] + ".", f"example: mtljax analyze {name} {example}"
+        sub = kinds.add_parser(name, help=help_text, description=text, epilog=last, allow_abbrev=False)
+        sub.set_defaults(run=f"analyze:{name.replace('-', '_')}")
+        sub.add_argument("--figure", metavar="FILE", help="also draw it, as PNG, PDF or SVG")
+        return sub
+
+    toy = kind(
+        "toy",
+        "steps to the minimum of CAGrad's function of two parameters; --field=value overrides a field of the config",
+        "--iterations=10000 --methods=all --figure toy.png",
+    )
+    toy.add_argument("config", nargs="?", metavar="CONFIG", help="file with get_config() returning a ToyConfig")
+    toy.set_defaults(takes_overrides=True)
+    scale = kind(
+        "scale-invariance",
+        "which optimizers see the scale of the losses, on a small network",
+        "--scales 10,0.01 --figure scales.png",
+    )
+    scale.add_argument("--scales", default="10,0.1", metavar="A,B", help="of the two losses (default: 10,0.1)")
+    scale.add_argument("--steps", type=int, metavar="N", help="of each run (default: 800, that is 100 epochs)")
+    scale.add_argument("--eps", type=float, default=1e-16, help="Adam's ε (default: 1e-16)")

@@ -1,0 +1,60 @@
+"""`mtljax train` and `mtljax evaluate`."""
+
+import argparse
+import contextlib
+import shlex
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from mtljax.commands.output import INTERRUPTED, metrics_table
+from mtljax.training import loop, processes
+from mtljax.training.config import TrainConfig, load_config
+from mtljax.training.evaluation import evaluate_run
+from mtljax.training.launch import distributed_flags, engine_line, several_processes
+from mtljax.training.loop import Progress
+from mtljax.training.overrides import override
+from mtljax.training.progress import bar
+
+
+def train(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Trains one network."""
+    config = load_config(options.config)
+    config = getattr(config, "base", config)  # of a study
+    if not isinstance(config, TrainConfig):
+        raise ValueError(f"{options.config} returns a {type(config).__name__}; mtljax train needs a TrainConfig")
+    config = override(config, overrides)
+    workdir = Path(options.workdir or f"runs/{config.name}-{config.method.name}-seed{config.seed}")
+    several = distributed_flags(options)
+    again = shlex.join(["mtljax", "train", options.config, "--workdir", str(workdir), "--resume", *several, *overrides])
+    how = f"continue with: {again}" if config.checkpoints else "it kept no checkpoints"
+    lost = f"the run in {workdir} lost another of its processes and cannot go on alone; {how}"
+    with several_processes(options, lost):
+        title = f"{config.name} {config.method.name}"
+        shown = bar(title) if processes.is_main() else contextlib.nullcontext(Progress())
+        with shown as progress, engine_line(config.method.name, progress.line):
+            result = loop.train(config, workdir=workdir, resume=options.resume, progress=progress)
+    if result.interrupted:
+        if processes.is_main():
+            print(f"{result.interrupted}: stopped at step {result.steps} of {workdir}; {how}", file=sys.stderr)
+        return INTERRUPTED[result.interrupted]
+    if not processes.is_main():
+        return 0
+    console = Console()
+    console.print(metrics_table({"validation": result.validation, "test": result.test}))
+    console.print(
+        f"selected at step {result.best_step} of {result.steps} on validation; "
+        f"{1000 * result.seconds_per_step:.2f} ms/step; log and checkpoints: {workdir}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Prints the metrics of a run."""
+    del overrides
+    metrics = evaluate_run(options.directory, options.split)
+    Console().print(metrics_table({options.split: metrics}))
+    return 0
