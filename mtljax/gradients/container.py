@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from mtljax.gradients.arguments import loss_vector
 from mtljax.gradients.choice import Choice, sentence
 from mtljax.gradients.gramian import CrossGramian, Gramian, cross_gramian, scaled_gramian
-from mtljax.gradients.linearized import Linearized, Prepared, gramian_rows, own_rows, weighted_rows
+from mtljax.gradients.linearized import Linearized, gramian_rows, own_rows, weighted_rows
+from mtljax.gradients.prepared import Prepared
 
 PyTree: TypeAlias = Any
 

@@ -23,18 +23,13 @@ from mtljax.gradients.arguments import (
 from mtljax.gradients.choice import MODES, Mode, choose, contains_convolution
 from mtljax.gradients.container import TaskGradients
 from mtljax.gradients.features import Halves, SplitLosses, linearize_halves, prepare_features
-from mtljax.gradients.linearized import (
-    Linearized,
-    Prepared,
-    mean,
-    prepare_scattered,
-    prepare_subset,
-    prepare_two_pass,
-    varying,
-)
+from mtljax.gradients.linearized import Linearized, mean, varying
+from mtljax.gradients.prepared import Prepared, prepare_apart, prepare_scattered, prepare_subset, prepare_two_pass
 
 PyTree: TypeAlias = Any
 Reduce: TypeAlias = Literal["mean", "scatter"]
+
+FEW_TASKS = 4  # up to which pairwise products cost less than a copy of the Jacobian
 
 
 def task_gradients(
@@ -217,4 +212,6 @@ def _preparation(
         return partial(prepare_subset, linearized, shared, chosen)
     if reduce == "scatter":
         return partial(prepare_scattered, linearized, shared, leaf_tasks)
+    if linearized.passes == "unrolled" and len(linearized.tasks) <= FEW_TASKS and linearized.axis_name is None:
+        return partial(prepare_apart, linearized, shared, chosen, leaf_tasks)
     return None

@@ -12,7 +12,6 @@ from mtljax.gradients.gramian import scaled_gramian
 from mtljax.gradients.linearized import (
     Linear,
     Linearized,
-    Prepared,
     gramian_rows,
     mean,
     own_rows,
@@ -20,6 +19,7 @@ from mtljax.gradients.linearized import (
     varying,
     weighted_rows,
 )
+from mtljax.gradients.prepared import Prepared
 
 PyTree: TypeAlias = Any
 

@@ -1,6 +1,6 @@
 """Inner products of task gradients in coordinates where nothing under- or overflows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -58,14 +58,43 @@ def scaled_gramian(rows: Sequence[jax.Array], num_tasks: int, *, axis_name: Any 
         return Gramian(jnp.zeros((num_tasks, num_tasks)), jnp.zeros(num_tasks))
     products = jnp.asarray(sum(jnp.matmul(piece, piece.T, precision=lax.Precision.HIGHEST) for piece in rows))
     products = products if axis_name is None else lax.psum(products, axis_name)
+    return _in_range(products, list(rows), lambda rows: _scaled_products(rows, axis_name))
+
+
+def gramian_apart(rows: Sequence[Sequence[jax.Array]]) -> Gramian:
+    """As `scaled_gramian`, for K gradients that lie apart, each in pieces (n_i,): nothing is copied together.
+
+    Made of K (K + 1) / 2 products, so for a few tasks.
+    """
+    if not rows[0]:
+        return scaled_gramian([], len(rows))
+
+    def products(rows: Sequence[Sequence[jax.Array]]) -> jax.Array:
+        upper = {(i, j): _dot(a, b) for i, a in enumerate(rows) for j, b in enumerate(rows) if i <= j}
+        order = range(len(rows))
+        return jnp.stack([jnp.stack([upper[min(i, j), max(i, j)] for j in order]) for i in order])
+
+    def scaled(rows: Sequence[Sequence[jax.Array]]) -> tuple[jax.Array, jax.Array]:
+        peaks = jnp.stack([jnp.stack([jnp.max(jnp.abs(piece)) for piece in row]).max() for row in rows])
+        scale = jnp.where(peaks > 0, peaks, 1)
+        return products([[piece / scale[k] for piece in row] for k, row in enumerate(rows)]), peaks
+
+    return _in_range(products(rows), [list(row) for row in rows], scaled)
+
+
+def _dot(left: Sequence[jax.Array], right: Sequence[jax.Array]) -> jax.Array:
+    """The inner product of two gradients in pieces, by products of matrices, which a CPU shares among its cores."""
+    each = [
+        jnp.matmul(a[None, :], b[:, None], precision=lax.Precision.HIGHEST) for a, b in zip(left, right, strict=True)
+    ]
+    return jnp.stack(each).sum()
+
+
+def _in_range(products: jax.Array, rows: Any, again: Callable[[Any], tuple[jax.Array, jax.Array]]) -> Gramian:
+    """The Gramian of these products, or where they may under- or overflow of those that `again` makes of the rows."""
     squares, limits = jnp.diagonal(products), jnp.finfo(products.dtype)
     safe = jnp.all((squares > limits.tiny**0.65) & (squares < limits.max**0.9))
-    products, scale = lax.cond(
-        safe,
-        lambda rows: (products, jnp.ones_like(squares)),
-        lambda rows: _scaled_products(rows, axis_name),
-        list(rows),
-    )
+    products, scale = lax.cond(safe, lambda rows: (products, jnp.ones_like(squares)), again, rows)
     lengths = jnp.sqrt(jnp.diagonal(products))
     return unit_diagonal(_outer_scaled(products, inverse(lengths)), lengths * scale)
 

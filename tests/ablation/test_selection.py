@@ -297,7 +297,7 @@ def test_scalarization_is_compared_at_the_budget_of_each_method_too(point):
     assert entry.difference.interval.mean == pytest.approx(entry.row.delta_m.mean - entry.expected.mean)
     line = next(line for line in verdict(summary).split("\n") if line.startswith("At equal budget"))
     shown = f"{entry.expected.mean:+.2f}".replace("-", "\N{MINUS SIGN}")
-    assert "At the method's own budget of 2 settings, drawn at random from its 9, scalarization would be " in line
+    assert "With 2 settings, drawn at random from its 9, scalarization would be " in line
     assert f"be expected at Δm {shown}; against that: cagrad " in line
     assert " and mgda +" in line
 

@@ -59,6 +59,24 @@ def flops(function, *args):
     return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
 
 
+@pytest.mark.parametrize("num_tasks", [2, evaluate.FEW_TASKS, evaluate.FEW_TASKS + 1])
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e15])
+def test_gradients_that_lie_apart_give_what_a_jacobian_gives(num_tasks, scale):
+    params = {"shared": params_of()["shared"], "heads": jnp.ones((num_tasks, 8))}
+    factors = jnp.ones(num_tasks).at[0].set(scale)
+    weights = jnp.arange(1.0, num_tasks + 1)
+
+    def losses_fn(params, x):
+        z = encode(params, x)
+        return {f"t{k}": factors[k] * jnp.mean((z @ params["heads"][k] - k) ** 2) for k in range(num_tasks)}
+
+    def both(mode):
+        grads = mtl.task_gradients(losses_fn, params, batch_of(), mode=mode)[1].with_gramian()
+        return grads.scaled_gramian(), grads.combine(weights / factors)
+
+    assert_close(both("loop"), both("jacrev"), rtol=2e-5)
+
+
 @pytest.mark.parametrize("passes", ["mapped", "unrolled"])
 def test_two_pass_gives_the_gramian_and_the_gradient_of_the_jacobian(passes, monkeypatch):
     if passes == "unrolled":  # as with convolutions on a CPU

@@ -61,7 +61,7 @@ def verdict(summary: Summary) -> str:
             paragraphs.append("Equal weighting (`ew`) has no finished run, so the methods are not compared with it.")
         elif len(rows) > len(equal):
             paragraphs.append(_comparison(against(rows, equal), "equal weighting"))
-        single = [row for row in summary.rows if row.kind == SINGLE and row.selected]
+        single = [row for row in summary.rows if row.role == SINGLE and row.selected]
         paragraphs.append(_comparison(against(rows, single), "single-task training"))
         paragraphs += _scalarization(summary, rows)
         paragraphs.append(_reading(rows))
@@ -135,8 +135,8 @@ def _equal_budget(summary: Summary) -> list[str]:
         difference = _in_words(row_name(found.row), found.difference)
         groups.setdefault((found.settings, found.of, where), []).append(difference)
     sentences = [
-        f"At the method's own budget of {n} setting{'s' * (n > 1)}, drawn at random from its {of}, scalarization would "
-        f"be expected at Δm {where}; against that: {joined(differences, _MOST)}."
+        f"With {n} setting{'s' * (n > 1)}, drawn at random from its {of}, scalarization would be expected at Δm {where}; "
+        f"against that: {joined(differences, _MOST)}."
         for (n, of, where), differences in groups.items()
     ]
     return [f"At equal budget, not corrected for the number of comparisons: {' '.join(sentences)}"] if groups else []
