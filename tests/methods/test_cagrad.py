@@ -1,5 +1,6 @@
 """CAGrad against a conic solver and its own optimality."""
 
+import functools
 import warnings
 
 import cvxpy as cp
@@ -25,10 +26,15 @@ from samplers import (
 import mtljax as mtl
 
 
-def gradient(jacobian, dtype=jnp.float32, **hyperparameters):
-    tx = mtl.cagrad(**hyperparameters)
-    jacobian = jnp.asarray(jacobian, dtype)
-    return np.asarray(tx.update(jacobian, tx.init(jacobian[0]))[0], np.float64)
+@functools.partial(jax.jit, static_argnames="rescale")
+def _update(jacobian, c, rescale):
+    tx = mtl.cagrad(c, rescale=rescale)
+    return tx.update(jacobian, tx.init(jacobian[0]))[0]
+
+
+def gradient(jacobian, dtype=jnp.float32, c=0.4, rescale="none"):
+    """The update, in one program for all c."""
+    return np.asarray(_update(jnp.asarray(jacobian, dtype), jnp.asarray(c, dtype), rescale), np.float64)
 
 
 def by_conic_program(jacobian, c):
@@ -112,10 +118,8 @@ def test_bad_hyperparameters_are_one_clear_sentence():
 def test_opposite_gradients_keep_the_promises_of_the_ball(c, dtype):
     jacobians = np.stack([gaussian(4, 8, seed) for seed in range(20)])
     jacobians[:, 0] = -3 * jacobians[:, 1]
-    tx = mtl.cagrad(c=c)
     with jax.enable_x64(dtype == "float64"):
-        update = jax.jit(jax.vmap(lambda jacobian: tx.update(jacobian, tx.init(jacobian[0]))[0]))
-        found = np.asarray(update(jnp.asarray(jacobians, dtype)), np.float64)
+        found = np.asarray(_update_all(jnp.asarray(jacobians, dtype), jnp.asarray(c, dtype)), np.float64)
     mean, tolerance = jacobians.mean(axis=1), 1e-6 if dtype == "float64" else 1e-3
     assert np.all(np.linalg.norm(found - mean, axis=1) <= c * np.linalg.norm(mean, axis=1) * (1 + tolerance))
     worst, of_the_mean = (np.einsum("nkd,nd->nk", jacobians, d).min(axis=1) for d in (found, mean))
@@ -170,6 +174,37 @@ def test_cagrad_keeps_its_promises_on_every_sample(c, dtype):
         [jacobian for jacobian in SAMPLES if jacobian is not hopeless and jacobian is not close], c, dtype
     )
     check_the_promises([close], c, dtype, tolerance=1e-3)
+
+
+PAIRS = [jacobian[list(rows)] for jacobian in SAMPLES for rows in ((0, 1), (1, 2), (2, 0))]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("c", [0.4, 1.0, 2.0])
+def test_two_tasks_keep_the_promises_too(c, dtype):
+    hopeless = 1e30 if dtype == "float32" else 1e300  # a ratio of lengths whose weight is out of range
+    lengths = np.array([np.sort(np.linalg.norm(jacobian, axis=1)) for jacobian in PAIRS])
+    fitting = [pair for pair, (low, high) in zip(PAIRS, lengths, strict=True) if not low or high / low < hopeless]
+    for start in range(0, len(fitting), COUNT):
+        check_the_promises(fitting[start : start + COUNT], c, dtype, 1e-3)
+
+
+@pytest.mark.parametrize("c", [0.05, 0.5, 1.0, 3.0])
+def test_two_tasks_are_as_well_off_as_any_direction_makes_them(c):
+    """A search over the angles of their plane; inside the ball nothing is better than its best."""
+    samplers = (gaussian, conflicting, mixed_scales, aligned, stationary, duplicated)
+    jacobians = np.stack([sampler(2, 6, seed) for sampler in samplers for seed in range(10)])
+    angles = np.linspace(0, 2 * np.pi, 4001)
+    with jax.enable_x64(True):
+        filled = jacobians[np.arange(COUNT) % len(jacobians)]
+        found = np.asarray(_update_all(jnp.asarray(filled), jnp.asarray(c, "float64")))[: len(jacobians)]
+    for jacobian, d in zip(jacobians, found, strict=True):
+        mean, longest = jacobian.mean(axis=0), np.linalg.norm(jacobian, axis=1).max()
+        radius = c * np.linalg.norm(mean)
+        assert np.linalg.norm(d - mean) <= radius + 1e-7 * longest
+        plane = np.linalg.qr(jacobian.T)[0]
+        searched = mean + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1) @ plane.T
+        assert (jacobian @ d).min() >= (searched @ jacobian.T).min(axis=1).max() - 1e-7 * longest**2
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles_linear
 import pytest
+from marks import mostly_slow
 from samplers import conflicting, gaussian
 
 from mtljax.methods.conflict_free import conflict_free
@@ -26,7 +27,7 @@ def cosines(jacobians, found):
     return products / (np.linalg.norm(jacobians, axis=2) * np.linalg.norm(found, axis=1, keepdims=True))
 
 
-@pytest.mark.parametrize("num_tasks", [2, 3, 5, 10])
+@pytest.mark.parametrize("num_tasks", mostly_slow([2, 3, 5, 10], quick=[2, 10]))
 def test_conflict_free_equals_the_pseudo_inverse_of_the_paper(num_tasks):
     jacobians = np.stack(
         [sampler(num_tasks, 2 * num_tasks, seed) for sampler in (gaussian, conflicting) for seed in range(5)]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles_linear
 import pytest
+from marks import mostly_slow
 from samplers import conflicting, gaussian
 
 from mtljax.methods.imtl_g import imtl_g
@@ -26,7 +27,7 @@ def relative_errors(found, expected):
     return np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
 
 
-@pytest.mark.parametrize("num_tasks", [2, 3, 5, 10])
+@pytest.mark.parametrize("num_tasks", mostly_slow([2, 3, 5, 10], quick=[2, 10]))
 def test_imtl_g_equals_the_closed_form_of_the_paper(num_tasks):
     jacobians = np.stack(
         [sampler(num_tasks, 2 * num_tasks, seed) for sampler in (gaussian, conflicting) for seed in range(5)]

@@ -1,5 +1,7 @@
 """MGDA against an active-set solver and its optimality conditions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +12,15 @@ from samplers import conflicting, gaussian, mixed_scales
 from mtljax.methods.mgda import mgda
 
 
-def gradient(jacobian, dtype=jnp.float64, normalize="none", losses=None):
+@functools.partial(jax.jit, static_argnames="normalize")
+def _update(jacobian, normalize, losses):
     tx = mgda(normalize)
-    jacobian = jnp.asarray(jacobian, dtype)
+    return tx.update(jacobian, tx.init(jacobian[0]), losses=losses)[0]
+
+
+def gradient(jacobian, dtype=jnp.float64, normalize="none", losses=None):
     losses = None if losses is None else jnp.asarray(losses, dtype)
-    return np.asarray(tx.update(jacobian, tx.init(jacobian[0]), losses=losses)[0], np.float64)
+    return np.asarray(_update(jnp.asarray(jacobian, dtype), normalize, losses), np.float64)
 
 
 @pytest.mark.parametrize("num_tasks", [2, 5, 20])
