@@ -143,6 +143,6 @@ def test_ablate_leaves_strategy_and_jobs_to_the_machine(tmp_path, monkeypatch):
         seen.update(options)
         raise ValueError("enough")
 
-    monkeypatch.setattr("mtljax.ablation.run_study", run_study)
+    monkeypatch.setattr("mtljax.commands.ablate.run_study", run_study)
     assert main(["ablate", "configs/digits.py", "--workdir", str(tmp_path)]) == 2
     assert (seen["strategy"], seen["jobs"]) == (None, None)

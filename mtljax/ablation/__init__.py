@@ -7,8 +7,8 @@ cells, `cell` runs one, `strategies` run many, `store` keeps each as one JSON re
 
 from mtljax.ablation.axes import Axis, product, zipped
 from mtljax.ablation.cell import StudyInterruptedError
-from mtljax.ablation.grid import StudyConfig
+from mtljax.ablation.grid import Pair, StudyConfig
 from mtljax.ablation.report import write_report
 from mtljax.ablation.study import run_study
 
-__all__ = ["Axis", "StudyConfig", "StudyInterruptedError", "product", "run_study", "write_report", "zipped"]
+__all__ = ["Axis", "Pair", "StudyConfig", "StudyInterruptedError", "product", "run_study", "write_report", "zipped"]

@@ -14,13 +14,14 @@ from mtljax import data as data_sets
 from mtljax.data import MultiTaskData
 from mtljax.training.config import DataConfig, TrainConfig, to_dict
 from mtljax.training.loop import Progress, Result, train
+from mtljax.training.probing import Probe
 from mtljax.training.program import Program, build_program, structure
 from mtljax.training.records import NonFiniteLossError
 from mtljax.training.workdir import environment
 
 Record: TypeAlias = dict[str, Any]
 Shared = TypeVar("Shared")
-_DATA_SETS_KEPT = 2  # in memory at once
+_DATA_SETS_KEPT = 3  # in memory at once
 _NETWORKS_KEPT = 16  # as drawn, before training
 _PROGRAMS_KEPT = 8  # cells come sorted by their program, so few are enough
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
@@ -31,11 +32,11 @@ class Cell(NamedTuple):
 
     Attributes:
       name: unique, and a valid file name.
-      kind: "multi", or "single" for one network of a single-task baseline.
+      kind: "multi", or "single" for one network of one task.
       method: label of the method, without the values that are chosen on validation.
       optimizer: label of the optimizer, likewise.
       config: the run.
-      role: "method", "scalarization" for a point of the weight grid, or "single".
+      role: "method", "scalarization" for a point of the weight grid, or "single" for a single-task baseline.
       setting: `{field: value}` of what is chosen on validation.
       condition: `{field: value}` of the other axes.
     """
@@ -77,10 +78,12 @@ class Context:
     Attributes:
       progress: how to report.
       jobs: how many cells may run at once, in the strategies that run several; None for the strategy's default.
+      probe: what cells with `probe_every` measure.
     """
 
     progress: StudyProgress = field(default_factory=StudyProgress)
     jobs: int | None = None
+    probe: Probe | None = None
     _data: dict[str, MultiTaskData] = field(default_factory=dict, repr=False)
     _tasks: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = field(default_factory=dict, repr=False)
     _networks: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -136,10 +139,12 @@ def run_in(cell: Cell, context: Context) -> Record:
         program = context.program(cell.config)
     except ValueError as error:
         return failed(head(cell, data), error, 0.0)
-    return run_cell(cell, data, program, context.progress)
+    return run_cell(cell, data, program, context.progress, context.probe)
 
 
-def run_cell(cell: Cell, data: MultiTaskData, program: Program, progress: StudyProgress) -> Record:
+def run_cell(
+    cell: Cell, data: MultiTaskData, program: Program, progress: StudyProgress, probe: Probe | None = None
+) -> Record:
     """Runs one cell.
 
     Args:
@@ -147,6 +152,7 @@ def run_cell(cell: Cell, data: MultiTaskData, program: Program, progress: StudyP
       data: its data, restricted to its tasks.
       program: the compiled functions of its structure.
       progress: how to report.
+      probe: what it measures, if its config says so.
 
     Returns:
       Its record, with `status` "finished", or "failed" and a `reason` when a loss became NaN, memory ran out or a
@@ -158,7 +164,7 @@ def run_cell(cell: Cell, data: MultiTaskData, program: Program, progress: StudyP
     progress.cell(cell.name)
     start = time.perf_counter()
     try:
-        result = train(cell.config, data=data, program=program, progress=progress.run)
+        result = train(cell.config, data=data, program=program, progress=progress.run, probe=probe)
     except FAILURES as error:
         if not is_failure(error):
             raise

@@ -32,6 +32,22 @@ TaskNames: TypeAlias = Sequence[str] | Callable[[TrainConfig], Sequence[str]]
 
 
 @dataclass(frozen=True)
+class Pair:
+    """A method with an optimizer of its own.
+
+    Attributes:
+      method: such as `adatask`, whose direction already is the step of one Adam a task.
+      optimizer: what follows it, such as plain SGD.
+      label: the optimizer's name in tables and figures, such as the "adam" that this one's method replaces; "" for its
+        own.
+    """
+
+    method: MethodConfig
+    optimizer: OptimizerConfig
+    label: str = ""
+
+
+@dataclass(frozen=True)
 class StudyConfig:
     """A grid of runs.
 
@@ -41,8 +57,11 @@ class StudyConfig:
       base: the run that all cells vary; its own method, optimizer and seed are what `mtljax train` uses.
       methods: the methods compared.
       optimizers: the optimizers each is trained with.
+      pairs: further methods, each with one optimizer of its own.
       seeds: the seeds of each.
       baselines: whether single-task runs, one network a task, are part of the study.
+      single_methods: what else trains one network a task, as SAM does: rows beside the baselines, which stay what
+        everything is measured against. The axes leave their options alone.
       axes: what else varies, made with `product` and `zipped`; several axes multiply. The options of a method or an
         optimizer vary only for those that take them.
       weight_grid: how many fixed weights of the losses are part of the study as tuned scalarization: for two tasks so
@@ -58,8 +77,10 @@ class StudyConfig:
     base: TrainConfig = field(default_factory=TrainConfig)
     methods: tuple[MethodConfig, ...] = (MethodConfig("ew"),)
     optimizers: tuple[OptimizerConfig, ...] = (OptimizerConfig(),)
+    pairs: tuple[Pair, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     baselines: bool = True
+    single_methods: tuple[MethodConfig, ...] = ()
     axes: tuple[Axis, ...] = ()
     weight_grid: int = 9
     tuned: tuple[str, ...] | None = None
@@ -75,10 +96,16 @@ class StudyConfig:
                 raise ValueError(f"the study {self.name!r} is empty: {axis} lists nothing")
         if self.weight_grid < 0:
             raise ValueError(f"weight_grid must be at least 0, got {self.weight_grid}")
-        check_axes(self.axes, self.base, self.methods, self.optimizers)
+        every = self.combinations
+        check_axes(self.axes, self.base, [pair.method for pair in every], [pair.optimizer for pair in every])
         for name in self.tuned or ():
             if name not in self.fields:
                 raise unknown("field in tuned, which names fields of axes:", name, self.fields)
+
+    @property
+    def combinations(self) -> tuple[Pair, ...]:
+        """Every method with every optimizer, then the pairs."""
+        return (*(Pair(method, optimizer) for method in self.methods for optimizer in self.optimizers), *self.pairs)
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -116,20 +143,27 @@ def cells(study: StudyConfig, tasks: TaskNames, *, most: int | None = None) -> l
 
 
 def _every(study: StudyConfig, names: Callable[[TrainConfig], Sequence[str]]) -> Iterator[Cell]:
-    plain = MethodConfig("ew")
-    for optimizer in study.optimizers if study.baselines else ():
-        for config, varied in _points(study, plain, optimizer, of_method=False):
-            for task in sorted(names(config)):
-                yield from _cells(study, dataclasses.replace(config, tasks=(task,)), varied, "single")
+    for method, role in _single(study):
+        for optimizer in study.optimizers:
+            for config, varied in _points(study, method, optimizer, of_method=False):
+                for task in sorted(names(config)):
+                    scales = {name: scale for name, scale in config.loss_scales.items() if name == task}
+                    alone = dataclasses.replace(config, tasks=(task,), loss_scales=scales)
+                    yield from _cells(study, alone, varied, role, kind="single")
     for optimizer in study.optimizers if study.weight_grid else ():
         for config, varied in _points(study, MethodConfig("scalarization"), optimizer, of_method=False):
             for index, weights in enumerate(weight_grid(sorted(names(config)), study.weight_grid)):
                 weighted = replaced(config, WEIGHTS, weights)
                 yield from _cells(study, weighted, {**varied, WEIGHTS: weights}, "scalarization", index)
-    for method in study.methods:
-        for optimizer in study.optimizers:
-            for config, varied in _points(study, method, optimizer, of_method=True):
-                yield from _cells(study, config, varied, "method")
+    for pair in study.combinations:
+        for config, varied in _points(study, pair.method, pair.optimizer, of_method=True):
+            yield from _cells(study, config, varied, "method", named=pair.label)
+
+
+def _single(study: StudyConfig) -> list[tuple[MethodConfig, str]]:
+    """What trains one network a task, with its role: the plain gradient is the baseline."""
+    plain = [(MethodConfig("ew"), "single")] if study.baselines else []
+    return plain + [(method, "method") for method in study.single_methods]
 
 
 def weight_grid(tasks: Sequence[str], count: int) -> list[dict[str, float]]:
@@ -183,17 +217,24 @@ def _points(
 
 
 def _cells(
-    study: StudyConfig, config: TrainConfig, varied: Mapping[str, Any], role: str, index: int | None = None
+    study: StudyConfig,
+    config: TrainConfig,
+    varied: Mapping[str, Any],
+    role: str,
+    index: int | None = None,
+    kind: str = "multi",
+    named: str = "",
 ) -> Iterator[Cell]:
     """The cells of one point, a seed each."""
-    kind = "single" if role == "single" else "multi"
     tuned = (*study.chosen, WEIGHTS) if role == "scalarization" else study.chosen
     setting = {name: value for name, value in varied.items() if name in tuned}
     condition = {name: value for name, value in varied.items() if name not in tuned and name not in NAMES}
-    optimizer = optimizer_label(config.optimizer, varied)
+    optimizer = named or optimizer_label(config.optimizer, varied)
     method = {"single": SINGLE_TASK, "scalarization": SCALARIZATION}.get(role) or label(
         config.method.name, unvaried(config.method.options, "method.options.", varied)
     )
+    if kind == "single" and role == "method":
+        method = f"{SINGLE_TASK} {method}"
     parts = [method if role == "method" else role.replace("single", SINGLE_TASK)]
     parts += [*(config.tasks if kind == "single" else ()), optimizer]
     for name, value in varied.items():
@@ -223,8 +264,8 @@ def _count(study: StudyConfig, names: Callable[[TrainConfig], Sequence[str]]) ->
         return math.prod(counts)
 
     tasks = len(names(study.base))
-    beside = tasks * study.baselines + (study.weight_grid if tasks > 1 else 0)
+    beside = tasks * len(_single(study)) + (study.weight_grid if tasks > 1 else 0)
     plain = MethodConfig("ew")
     count = sum(points(plain, optimizer, False) for optimizer in study.optimizers) * beside
-    count += sum(points(method, optimizer, True) for method in study.methods for optimizer in study.optimizers)
+    count += sum(points(pair.method, pair.optimizer, True) for pair in study.combinations)
     return count * len(study.seeds)

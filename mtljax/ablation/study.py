@@ -16,6 +16,8 @@ from mtljax.ablation.strategies import STRATEGIES, Strategy, default
 from mtljax.errors import unknown
 from mtljax.training.config import MethodConfig, OptimizerConfig
 from mtljax.training.optimizers import by_task, transformation
+from mtljax.training.probing import Probe
+from mtljax.training.program import loss_scales
 
 
 class Plan(NamedTuple):
@@ -42,6 +44,7 @@ def plan(
     jobs: int | None = None,
     yes: bool = False,
     retry_failed: bool = False,
+    probe: Probe | None = None,
 ) -> Plan:
     """Finds what a study has left to run, and checks what can be checked before anything runs; writes nothing.
 
@@ -52,6 +55,7 @@ def plan(
       jobs: how many cells may run at once, in the strategies that run several; None for their default.
       yes: whether more than 10,000 cells are meant.
       retry_failed: whether failed cells run again.
+      probe: what cells with `probe_every` measure.
 
     Returns:
       The plan.
@@ -61,7 +65,7 @@ def plan(
     """
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
-    context = Context(progress or StudyProgress(), jobs)
+    context = Context(progress or StudyProgress(), jobs, probe)
     check_study(Path(directory), study)
     grid = cells(study, context.tasks, most=None if yes else MOST_CELLS)
     _check(grid, context)
@@ -87,6 +91,8 @@ def _check(grid: Sequence[Cell], context: Context) -> None:
         if new(config.model):
             models.encoder(config.model.encoder, **config.model.options)
         data = (config.data, config.tasks)
+        if new(data, config.loss_scales):
+            loss_scales(config, context.tasks(config))
         if new(data, config.method):
             _check_chain(config.method, OptimizerConfig(), context.tasks(config))
         if new(config.optimizer):
@@ -127,6 +133,7 @@ def run_study(
     jobs: int | None = None,
     yes: bool = False,
     retry_failed: bool = False,
+    probe: Probe | None = None,
 ) -> list[Record]:
     """Runs what is missing of a study.
 
@@ -139,6 +146,7 @@ def run_study(
       jobs: how many cells may run at once, in the strategies that run several; None for their default.
       yes: whether more than 10,000 cells are meant.
       retry_failed: whether failed cells run again.
+      probe: what cells with `probe_every` measure, such as `mtl.analysis.sample_probe`.
 
     Returns:
       All records, in the order of `cells`.
@@ -148,7 +156,7 @@ def run_study(
       StudyInterruptedError: on SIGTERM or Ctrl-C; finished cells are kept.
     """
     (strategy, run), directory = find_strategy(strategy), Path(directory)
-    found = plan(study, directory, progress=progress, jobs=jobs, yes=yes, retry_failed=retry_failed)
+    found = plan(study, directory, progress=progress, jobs=jobs, yes=yes, retry_failed=retry_failed, probe=probe)
     progress = found.context.progress
     with locked(directory):
         check_study(directory, study)  # another process may have written since
@@ -187,6 +195,8 @@ def _describe(study: StudyConfig, grid: Sequence[Cell], context: Context, comman
         if base.evaluate_every == 0
         else f"best validation score of each run, evaluated every {base.evaluate_every} steps",
     }
+    if base.loss_scales:
+        setting["loss scales"] = ", ".join(f"{task} {scale:g}" for task, scale in base.loss_scales.items())
     for axis in study.axes:
         for column, name in enumerate(axis.fields):
             how = "chosen on validation" if name in study.chosen else "compared"

@@ -1,10 +1,14 @@
 """What training did to the losses, beyond the metrics: pure functions of losses and parameters, or of predictions.
 
 `sharpness` (how far a task's loss can rise nearby), `conflicts` (how alike gradients are, between tasks and between
-examples), `scale_invariance` (what constant factors on the losses change), `calibration` (how far probabilities can be
-trusted) and `landscape` (losses along random directions, and their picture). They take the `losses_fn` and `params` of
-`mtl.task_gradients` and know nothing of configs or runs. `toy` and `scale_experiment` are two small experiments with
-these, on a function and a network of their own. Imports gradients, the two experiments methods too.
+examples; `similarity` has the measures, `samples` the gradients of single examples, `conflict_probe` and `epoch_probe`
+watch a training), `scale_invariance` (what constant factors on the losses change), `calibration` (how far probabilities
+can be trusted) and `landscape` (losses along random directions, and their picture). They take the `losses_fn` and
+`params` of `mtl.task_gradients` and know nothing of configs or runs. `corruptions` makes noisy, blurred and weathered
+images, `robustness` measures how well a network stands them; `robustness_runs` does that for finished runs, and alone
+here imports training; it and `claims`, which holds what papers say against numbers over seeds, import the statistics of
+studies. `toy` and `scale_experiment` are two small experiments with these, on a function and a network of their own.
+Imports gradients, tasks and data, the two experiments methods too.
 
 Diagnose a model of your own, here with a batch of pairs `(x, targets)`:
 
@@ -25,23 +29,21 @@ lengths are alike: 0.18 between tasks, 0.63 between samples
 """
 
 from mtljax.analysis.calibration import brier_score, expected_calibration_error
-from mtljax.analysis.conflicts import (
-    SampleConflicts,
-    Similarities,
-    Similarity,
-    Spread,
-    conflict_share,
-    cosines,
-    sample_conflicts,
-    sample_gradients,
-    similarities,
-    spread,
-)
+from mtljax.analysis.conflict_probe import ConflictState, conflict_means, conflict_probe
+from mtljax.analysis.conflicts import SampleConflicts, conflict_share, cosines, sample_conflicts
+from mtljax.analysis.corruptions import corrupt
+from mtljax.analysis.epoch_probe import sample_probe
 from mtljax.analysis.landscape import Surface, plot_surface, random_direction, surface
+from mtljax.analysis.robustness import CorruptedData, Robustness, corrupted_data, robustness, robustness_deltas
+from mtljax.analysis.samples import sample_gradients
 from mtljax.analysis.scale_invariance import ScaleInvariance, plot_scale_invariance, scale_invariance
 from mtljax.analysis.sharpness import gradient_norms, worst_case_rise
+from mtljax.analysis.similarity import Similarities, Similarity, Spread, similarities, spread
 
 __all__ = [
+    "ConflictState",
+    "CorruptedData",
+    "Robustness",
     "SampleConflicts",
     "ScaleInvariance",
     "Similarities",
@@ -49,15 +51,22 @@ __all__ = [
     "Spread",
     "Surface",
     "brier_score",
+    "conflict_means",
+    "conflict_probe",
     "conflict_share",
+    "corrupt",
+    "corrupted_data",
     "cosines",
     "expected_calibration_error",
     "gradient_norms",
     "plot_scale_invariance",
     "plot_surface",
     "random_direction",
+    "robustness",
+    "robustness_deltas",
     "sample_conflicts",
     "sample_gradients",
+    "sample_probe",
     "scale_invariance",
     "similarities",
     "spread",

@@ -12,9 +12,10 @@ from mtljax.ablation import StudyConfig, StudyInterruptedError, run_study, write
 from mtljax.ablation.estimate import cell_table, estimate
 from mtljax.ablation.progress import study_bar
 from mtljax.ablation.report import read_cells
-from mtljax.ablation.statistics import summarize, text_table, verdict
+from mtljax.ablation.statistics import pareto_table, summarize, text_table, verdict
 from mtljax.ablation.strategies.grouping import by_structure
 from mtljax.ablation.study import find_strategy, plan
+from mtljax.analysis import sample_probe
 from mtljax.commands.output import INTERRUPTED, console
 from mtljax.training.compilation import kept_programs
 from mtljax.training.config import load_config
@@ -44,6 +45,7 @@ def ablate(options: argparse.Namespace, overrides: list[str]) -> int:
                     jobs=options.jobs,
                     yes=options.yes,
                     retry_failed=options.retry_failed,
+                    probe=sample_probe,
                 )
         except (StudyInterruptedError, KeyboardInterrupt) as interrupted:
             signal_name = str(interrupted) or "SIGINT"
@@ -97,6 +99,8 @@ def _found(directory: Path, command: str, cells: int, seconds: float) -> int:
     summary = summarize(records, command=command)
     out = console(100)
     out.print(text_table(summary))
+    if (counts := pareto_table(summary)) is not None:
+        out.print(counts)
     out.print(verdict(summary), highlight=False)
     failed = sum(record["status"] != "finished" for record in records)
     if failed:

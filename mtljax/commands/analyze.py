@@ -75,6 +75,97 @@ def scale_invariance(options: argparse.Namespace, overrides: list[str]) -> int:
     return _done(options, start, lambda: plot_scale_invariance(runs, title))
 
 
+def corruptions(options: argparse.Namespace, overrides: list[str]) -> int:
+    """How far each corruption and severity moves the images of a data set, a row for each corruption."""
+    import jax
+    import numpy as np
+
+    from mtljax import data as data_sets
+    from mtljax.analysis.corruptions import SEVERITIES
+    from mtljax.analysis.corruptions.sheet import distances, plot_corruptions
+
+    del overrides
+    start, key, count = time.perf_counter(), jax.random.PRNGKey(options.seed), 128
+    small = {"num_train": 1, "num_validation": 1, "num_test": max(count, options.image + 1)}
+    images = np.asarray(data_sets.load(options.data, **small).splits["test"].inputs)
+    table = Table(title=f"how far corruptions move {options.data}: root mean square change of a pixel, white is 1")
+    table.add_column("corruption")
+    for severity in SEVERITIES:
+        table.add_column(f"severity {severity}", justify="right")
+    for name, row in distances(key, images[:count]).items():
+        table.add_row(name, *(f"{value:.3f}" for value in row))
+    console(100).print(table)
+    return _done(options, start, lambda: plot_corruptions(key, images[options.image]))
+
+
+def robustness(options: argparse.Namespace, overrides: list[str]) -> int:
+    """How much more multi-task runs lose to corruptions than single-task runs do, a row for each method."""
+    from mtljax.analysis import robustness_runs as study
+
+    del overrides
+    start = time.perf_counter()
+    given = {name: getattr(options, name) for name in ("num_train", "num_test", "epochs", "learning_rate", "seed")}
+    config = study.RobustnessConfig(**{name: value for name, value in given.items() if value is not None})
+    runs = study.read_runs(options.runs)
+    found = study.measure_runs(runs, config, force=options.force, line=lambda text: print(text, file=sys.stderr))
+    comparisons = study.compare(runs, found)
+    out = console(130)
+    out.print(_metrics(study.averages(runs, found)))
+    tasks = list(dict.fromkeys(task for each in comparisons for task in each.tasks))
+    table = Table(title="δ against single-task runs of the same seed: below 0 the multi-task runs are more robust")
+    for column in ("method", "seeds", *tasks, "mean"):
+        table.add_column(column)
+    for each in comparisons:
+        cells = (_interval(each.tasks[task]) if task in each.tasks else "" for task in tasks)
+        table.add_row(each.method, str(len(each.seeds)), *cells, f"{_interval(each.mean)}: {study.sign(each.mean)}")
+    out.print(table)
+    out.print(
+        f"± is half of the 95% interval over seeds. Heads fine-tuned on {config.num_train} corrupted examples, "
+        f"{config.num_test} test examples in 15 corruptions at 5 severities.",
+        highlight=False,
+    )
+    out.print(f"no consistent benefit, mixed signs: {study.consistent(comparisons)}", highlight=False)
+    return _done(options, start, lambda: study.plot_robustness(comparisons))
+
+
+def _metrics(averages: dict[str, dict[str, tuple[float, float]]]) -> Table:
+    table = Table(title="mean over seeds, in clean images → over all corruptions")
+    tasks = list(dict.fromkeys(task for each in averages.values() for task in each))
+    for column in ("", *tasks):
+        table.add_column(column)
+    for label, each in averages.items():
+        shown = (f"{each[task][0]:.4f} → {each[task][1]:.4f}" if task in each else "" for task in tasks)
+        table.add_row(label, *shown)
+    return table
+
+
+def _interval(interval: Any) -> str:
+    width = "" if interval.half_width != interval.half_width else f" ± {interval.half_width:.4f}"
+    return f"{interval.mean:+.4f}{width}"
+
+
+def optimizers(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Two optimizers of a finished study: Pareto counts, best Δm, and the claims of a paper, as Markdown."""
+    from mtljax.ablation.report import read_cells
+    from mtljax.ablation.report.parallel import parallel_coordinates
+    from mtljax.ablation.statistics import summarize
+    from mtljax.analysis.optimizers import markdown, optimizer_pair
+
+    del overrides
+    start = time.perf_counter()
+    records, problems = read_cells(options.directory)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if not records:
+        raise ValueError(f"no study in {options.directory}: make one with `mtljax ablate CONFIG`")
+    summary = summarize(records)
+    print(markdown(summary, optimizer_pair(summary, *(options.pair or ()))))
+    plots = list(parallel_coordinates(summary, records)) if options.figure is not None else []
+    if options.figure is not None and not plots:
+        raise ValueError(f"nothing to draw: {options.directory} has no settings tried with several optimizers")
+    return _done(options, start, lambda: plots[0].figure)
+
+
 def _numbers(text: str) -> tuple[float, float]:
     try:
         first, second = (float(part) for part in text.split(","))

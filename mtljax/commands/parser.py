@@ -108,6 +108,18 @@ def _add_analyses(analyze: argparse.ArgumentParser) -> None:
     )
     toy.add_argument("config", nargs="?", metavar="CONFIG", help="file with get_config() returning a ToyConfig")
     toy.set_defaults(takes_overrides=True)
+    optimizers = kind(
+        "optimizers",
+        "which of two optimizers wins a study, whatever the method: Pareto counts, best Δm, claims of arXiv:2311.04698",
+        "runs/optimizer_study_cpu --figure settings.png",
+    )
+    optimizers.add_argument("directory", metavar="DIR", help="directory of a study")
+    optimizers.add_argument(
+        "--pair",
+        nargs=2,
+        metavar="OPTIMIZER",
+        help="as the study names them (default: those that begin with adam and sgd)",
+    )
     scale = kind(
         "scale-invariance",
         "which optimizers see the scale of the losses, on a small network",
@@ -116,3 +128,37 @@ def _add_analyses(analyze: argparse.ArgumentParser) -> None:
     scale.add_argument("--scales", default="10,0.1", metavar="A,B", help="of the two losses (default: 10,0.1)")
     scale.add_argument("--steps", type=int, metavar="N", help="of each run (default: 800, that is 100 epochs)")
     scale.add_argument("--eps", type=float, default=1e-16, help="Adam's ε (default: 1e-16)")
+    conflicts = kind(
+        "conflicts",
+        "whether gradients conflict more between tasks than between examples, in every epoch of runs trained with "
+        "--probe_every=20; --field=value overrides a field of the studies given as configs",
+        "configs/multi_mnist.py --methods=\"('ew',)\" --baselines=false --weight_grid=0 --figure conflicts.png",
+    )
+    conflicts.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN_OR_CONFIG",
+        help="directory of mtljax train or ablate, or a file with get_config(), which is trained into "
+        "runs/NAME-conflicts (a single run with 3 seeds)",
+    )
+    conflicts.set_defaults(run="conflicts:conflicts", takes_overrides=True)
+    sheet = kind(
+        "corruptions",
+        "how far the 15 corruptions at 5 severities move the images of a data set; --figure draws all 75",
+        "--data multi_mnist --figure sheet.png",
+    )
+    sheet.add_argument("--data", default="digits", metavar="NAME", help="the data set (default: digits)")
+    sheet.add_argument("--image", type=int, default=0, metavar="I", help="the test image to draw (default: 0)")
+    sheet.add_argument("--seed", type=int, default=0, metavar="N", help="of what is random (default: 0)")
+    robust = kind(
+        "robustness",
+        "how much more multi-task runs lose to corruptions than single-task runs of the same seeds; results are kept",
+        "runs/digits-* --figure robustness.png",
+    )
+    robust.add_argument("runs", nargs="+", metavar="RUN", help="directory of mtljax train")
+    robust.add_argument("--num_train", type=int, metavar="N", help="examples the heads are fine-tuned on (6000)")
+    robust.add_argument("--num_test", type=int, metavar="N", help="test examples (2000)")
+    robust.add_argument("--epochs", type=int, metavar="N", help="of the fine-tuning (5)")
+    robust.add_argument("--learning_rate", type=float, metavar="X", help="of the fine-tuning's Adam (0.001)")
+    robust.add_argument("--seed", type=int, metavar="N", help="of the corruptions (0)")
+    robust.add_argument("--force", action="store_true", help="measure again what is kept")

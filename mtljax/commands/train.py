@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mtljax.analysis import sample_probe
 from mtljax.commands.output import INTERRUPTED, metrics_table
 from mtljax.training import loop, processes
 from mtljax.training.config import TrainConfig, load_config
@@ -34,7 +35,7 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
         title = f"{config.name} {config.method.name}"
         shown = bar(title) if processes.is_main() else contextlib.nullcontext(Progress())
         with shown as progress, engine_line(config.method.name, progress.line):
-            result = loop.train(config, workdir=workdir, resume=options.resume, progress=progress)
+            result = loop.train(config, workdir=workdir, resume=options.resume, progress=progress, probe=sample_probe)
     if result.interrupted:
         if processes.is_main():
             print(f"{result.interrupted}: stopped at step {result.steps} of {workdir}; {how}", file=sys.stderr)

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 
 from mtljax.gradients import PyTree, TaskGradients
+from mtljax.methods._around import base_and_pair, check_evaluable, is_zero
 from mtljax.methods._base import as_task_gradients, task_weights
 from mtljax.methods._checks import Scalar, check, check_choice, static_int
 from mtljax.methods._perturbation import Radius, uphill
@@ -131,8 +131,8 @@ def fs_mtl(
     if num_tasks is None and (aggregate == "each" or perturb_every is not None):
         what = 'aggregate="each"' if aggregate == "each" else "perturb_every"
         raise ValueError(f"fs_mtl: {what} remembers something of every task; pass num_tasks=K")
-    whole, pair = _base(base, base_options, num_tasks, paired=aggregate in ("second", "each"))
-    if _is_zero(rho) and (rho_heads is None or _is_zero(rho_heads)):
+    whole, pair = base_and_pair(base, base_options, num_tasks, paired=aggregate in ("second", "each"))
+    if is_zero(rho) and (rho_heads is None or is_zero(rho_heads)):
         return whole
     radius = Radius(rho, rho_heads, adaptive, norm == "joint")
 
@@ -219,7 +219,9 @@ def fs_mtl(
         several = isinstance(updates, tuple) and all(isinstance(each, TaskGradients) for each in updates)
         every = [as_task_gradients(each, params, losses) for each in (updates if several else (updates,))]
         for each in every:
-            _check(each, num_tasks, any_mode=shared_perturbation and aggregate == "direct" and perturb_every is None)
+            check_evaluable(
+                each, num_tasks, any_mode=shared_perturbation and aggregate == "direct" and perturb_every is None
+            )
         if len(every) > 1 and (perturb_every is not None or aggregate in ("second", "each")):
             raise ValueError(
                 'fs_mtl: several independent batches go with aggregate="decomposed" or "direct" and no perturb_every'
@@ -243,50 +245,6 @@ def fs_mtl(
         return aggregated([grads], [grads.with_jacobian(rows)], state._replace(rows=rows), params, extra)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _base(
-    base: Any, options: Mapping[str, Any] | None, num_tasks: int | None, paired: bool
-) -> tuple[optax.GradientTransformationExtraArgs, Any]:
-    """The base method, and where pairs are aggregated the same for two."""
-    if not isinstance(base, str):
-        if options is not None:
-            raise ValueError("fs_mtl: base_options go with a base given by name; set them where the base is built")
-        if not (callable(getattr(base, "init", None)) and callable(getattr(base, "update", None))):
-            raise ValueError(f"fs_mtl: base must be the name of a method or a transformation, got {base!r}")
-        whole = optax.with_extra_args_support(base)
-        return whole, whole if paired else None
-    if base == "fs_mtl":
-        raise ValueError("fs_mtl: the base must be another method, such as 'cagrad'")
-    from mtljax.methods import create  # the registry lists this method too
-
-    whole = create(base, num_tasks, **(options or {}))
-    return whole, create(base, 2, **(options or {})) if paired else None
-
-
-def _check(grads: TaskGradients, num_tasks: int | None, any_mode: bool) -> None:
-    if num_tasks is not None and grads.num_tasks != num_tasks:
-        raise ValueError(f"fs_mtl: built with num_tasks={num_tasks}, but got the gradients of {grads.num_tasks}")
-    if grads.choice is None:
-        raise ValueError(
-            "fs_mtl evaluates gradients again at perturbed parameters, which an explicit Jacobian cannot: pass the "
-            "result of mtl.task_gradients(losses_fn, params, ...)"
-        )
-    if grads.changed:
-        raise ValueError(
-            "fs_mtl evaluates gradients again, and what changed these before would miss the new ones: put it into the "
-            "base, as in mtl.fs_mtl(optax.chain(mtl.per_task(...), mtl.ew()))"
-        )
-    if grads.choice.mode == "features" and not any_mode:
-        raise ValueError(
-            'fs_mtl perturbs parameters by the gradient of every task, which mode="features" saves: use another mode, '
-            'or aggregate="direct" with shared_perturbation=True'
-        )
-
-
-def _is_zero(rho: Any) -> bool:
-    """Whether this is the number 0 of Python or NumPy; jax arrays count as traced, so that one program fits all."""
-    return isinstance(rho, (int, float, np.number)) and rho == 0
 
 
 def _streams(grads: TaskGradients) -> bool:

@@ -44,7 +44,7 @@ def pcgrad(
 
     def weigh(memory: Any, *, gramian: Gramian, num_tasks: int, key: jax.Array | None, **_: Any) -> Any:
         order = jnp.tile(jnp.arange(num_tasks), (num_tasks, 1))
-        if shuffle:
+        if shuffle and num_tasks > 2:  # of two tasks, each has one other
             assert key is not None
             order = jax.random.permutation(key, order, axis=1, independent=True)
         return _surgery(gramian.cosines, gramian.norms, order), memory

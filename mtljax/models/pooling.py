@@ -1,4 +1,4 @@
-"""Max pooling without reduce_window, whose backward pass is slow on CPU."""
+"""Pooling without reduce_window, whose backward pass is slow on CPU."""
 
 import functools
 
@@ -40,3 +40,26 @@ def max_pool_3x3_stride_2(x: jax.Array) -> jax.Array:
     padded = jnp.pad(x, ((0, 0), (1, 2), (1, 2), (0, 0)), constant_values=-jnp.inf)
     slices = [padded[:, i : i + 2 * height : 2, j : j + 2 * width : 2] for i in range(3) for j in range(3)]
     return functools.reduce(jnp.maximum, slices)
+
+
+def shrunk(x: jax.Array, factor: int) -> jax.Array:
+    """Means over squares of `factor` x `factor` pixels; what does not fill a square is dropped.
+
+    Args:
+      x: (B, H, W, C).
+      factor: at least 1.
+
+    Returns:
+      (B, H // factor, W // factor, C).
+
+    Raises:
+      ValueError: if these are no images, or the factor is below 1 or exceeds them.
+    """
+    if x.ndim != 4:
+        raise ValueError(f"shrink averages pixels of images (B, H, W, C), got inputs of shape {x.shape}")
+    batch, height, width, channels = x.shape
+    if not 1 <= factor <= min(height, width):
+        raise ValueError(f"shrink must be from 1 to the size of the image, {height} x {width}, got {factor}")
+    rows, columns = height // factor, width // factor
+    x = x[:, : rows * factor, : columns * factor]
+    return x.reshape(batch, rows, factor, columns, factor, channels).mean(axis=(2, 4))

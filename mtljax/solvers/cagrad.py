@@ -54,29 +54,57 @@ def cagrad_combination(
 
     Use it instead of dividing by `|g_w|`: at a Pareto-stationary point with `c >= 1`, `g_w` is 0 and the quotient
     is noise of length `c |g_0|`. The dual solution of the barrier method is the maximiser of `min_k g_k.d` there
-    too, which may lie inside the trust region.
+    too, which may lie inside the trust region. Two tasks are solved in closed form.
 
     Args:
         cosines: shape (K, K), unit-diagonal Gramian.
         norms: shape (K,), lengths of the gradients.
         c: radius of the trust region in units of `|g_0|`, at least 0; may be a tracer.
-        iterations: as in `cagrad_weights`.
+        iterations: as in `cagrad_weights`; not used for two tasks.
 
     Returns:
         v, shape (K,), at least 1/K. Homogeneous of degree 0 in `norms`. Values beyond the dtype's range are cut to its
         largest number.
     """
-    path, relative, mean = _cagrad_path(cosines, norms, c, iterations)
     live = norms >= jnp.finfo(norms.dtype).tiny
-    radius = jnp.asarray(c, norms.dtype) * mean
-    eta = lax.cond(
-        jnp.max(jnp.abs(path.eta)) > jnp.finfo(norms.dtype).eps ** -0.5,
-        lambda: _guarded(path.eta, jnp.where(live, cosines, 0), jnp.where(live, relative, 0), radius, c),
-        lambda: path.eta,
-    )
+    if len(norms) == 2:
+        eta, radius = _of_two(cosines[0, 1], norms, c)
+    else:
+        path, relative, mean = _cagrad_path(cosines, norms, c, iterations)
+        radius = jnp.asarray(c, norms.dtype) * mean
+        eta = lax.cond(
+            jnp.max(jnp.abs(path.eta)) > jnp.finfo(norms.dtype).eps ** -0.5,
+            lambda: _guarded(path.eta, jnp.where(live, cosines, 0), jnp.where(live, relative, 0), radius, c),
+            lambda: path.eta,
+        )
     # The path took the shortest gradients for longer than they are: their share of d is that of their true length.
     exact = jnp.maximum(normalised(norms)[0], jnp.finfo(norms.dtype).tiny)
     return finite(1 / len(norms) + jnp.where(live, radius * eta / exact, 0))
+
+
+def _of_two(cosine: jax.Array, norms: jax.Array, c: jax.typing.ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """The direction e of `d = g_0 + radius e` for two tasks, as coefficients of the unit gradients, and the radius.
+
+    Where one task is the worst whatever e is, e points along its gradient. Else both gain alike, `(g_1 - g_2).d = 0`:
+    this is a component of e along `g_1 - g_2`, and what it leaves of the length 1 goes across, where both gain. Between
+    opposite gradients the way across is rounding: its length is taken for longer than it is by that much, so that e
+    stays in its ball.
+    """
+    live = norms >= jnp.finfo(norms.dtype).tiny
+    lengths, sign = normalised(norms)[0], jnp.array([1, -1], norms.dtype)
+    both = jnp.prod(lengths)
+    apart = 1 - jnp.clip(cosine, -1, 1)  # differences are taken so that nothing cancels between near gradients
+    radius = jnp.asarray(c, norms.dtype) * jnp.sqrt((lengths[0] - lengths[1]) ** 2 + 2 * (2 - apart) * both) / 2
+    distance = jnp.sqrt((lengths[0] - lengths[1]) ** 2 + 2 * apart * both)
+    across = lengths[::-1] - lengths + apart * lengths
+    excess = (lengths[0] - lengths[1]) * jnp.sum(lengths) / 2  # (g_1 - g_2).g_0
+    alone = jnp.where(jnp.all(live), sign * excess + radius * across[::-1] <= 0, live)
+    along = jnp.clip(excess / jnp.where(radius * distance > 0, radius * distance, 1), -1, 1)
+    width = distance * jnp.sqrt(apart * (2 - apart + rounding(norms)))
+    alike = jnp.sqrt(1 - along**2) * across / jnp.where(width > 0, width, 1)
+    alike = alike - sign * along * lengths / jnp.where(distance > 0, distance, 1)
+    count = jnp.sum(alone)
+    return jnp.where(count > 0, alone / jnp.maximum(count, 1), jnp.where(jnp.any(live), alike, 0)), radius
 
 
 def _guarded(

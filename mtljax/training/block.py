@@ -17,7 +17,8 @@ from mtljax.data import MultiTaskData, Split
 from mtljax.methods import task_weights
 from mtljax.training.config import TrainConfig
 from mtljax.training.logs import RunLog
-from mtljax.training.loop import Progress, Result, stops_early
+from mtljax.training.loop import Progress, Result
+from mtljax.training.probing import Probe, Prober
 from mtljax.training.program import Evaluation, Program, data_key, evaluation_sums, metrics_from, score
 from mtljax.training.records import (
     Metrics,
@@ -27,6 +28,7 @@ from mtljax.training.records import (
     evaluation_record,
     train_record,
 )
+from mtljax.training.selection import stops_early
 from mtljax.training.signals import stop_requests
 from mtljax.training.state import Monitor, TrainState, restarted
 
@@ -55,8 +57,8 @@ class Block(NamedTuple):
 class _Run:
     """What the host knows of one run of a block."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
+    def __init__(self, config: TrainConfig, prober: Prober) -> None:
+        self.config, self.prober = config, prober
         self.log = RunLog(None, lambda text: None, tensorboard=False, until=None)
         self.score, self.best_step, self.steps = -math.inf, 0, 0
         self.stopped = False
@@ -127,6 +129,7 @@ def train_block(
     block: Block,
     size: int | None = None,
     progress: Progress | None = None,
+    probe: Probe | None = None,
 ) -> list[Result | NonFiniteLossError]:
     """Trains many networks at once, each as `train` would.
 
@@ -137,13 +140,15 @@ def train_block(
       block: their functions, from `build_block`.
       size: pad to so many runs, so that blocks of different lengths share what is compiled.
       progress: how to report; None is silent.
+      probe: as for `train`, with equal `probe_every`.
 
     Returns:
       What each run found, without workdir, or the error that ended it while the others went on. Times are a run's
       share of the block's. On SIGTERM or Ctrl-C every result that is not an error has `interrupted` set.
     """
     progress = progress or Progress()
-    program, runs = block.program, [_Run(config) for config in configs]
+    program = block.program
+    runs = [_Run(config, Prober(config, data, program, probe)) for config in configs]
     padded = [*states, *[states[-1]] * ((size or len(runs)) - len(runs))]
     keys = jnp.stack([data_key(config) for config in [*configs, *[configs[-1]] * (len(padded) - len(runs))]])
     device = program.devices.local[0]
@@ -151,6 +156,7 @@ def train_block(
     splits = {name: jax.device_put(split, device) for name, split in data.splits.items()}
     step, total = 0, configs[0].epochs * program.steps_per_epoch
     log_every, every = configs[0].log_every, configs[0].evaluate_every or program.steps_per_epoch
+    stops = log_every, every, program.steps_per_epoch, configs[0].probe_every or total
     permutations, best, interrupted = block.shuffle(keys, 0), (stacked.params, stacked.model_state), None
     best = block.keep(jnp.ones(len(padded), bool), best, best)  # a copy: the step donates its state
     stacked, _ = block.advance(stacked, splits["train"], permutations, np.int32(0))  # compiles, outside the clock
@@ -172,7 +178,11 @@ def train_block(
                 break
             if step and step % program.steps_per_epoch == 0:
                 permutations = block.shuffle(keys, step // program.steps_per_epoch)
-            stop = min(total, step + most, *(step - step % n + n for n in (log_every, every, program.steps_per_epoch)))
+            stop = min(total, step + most, *(step - step % n + n for n in stops))
+            for i, run in enumerate(runs):
+                if run.runs and run.prober.due(step):
+                    network = _item((stacked.params, (stacked.model_state, stacked.loss_scales)), i)
+                    run.prober.look(step, network, lambda i=i, orders=permutations: orders[i])
             began = time.perf_counter()
             stacked, weights = block.advance(stacked, splits["train"], permutations, np.int32(stop - step))
             jax.block_until_ready(stacked.step)
@@ -181,6 +191,9 @@ def train_block(
             training += took
             step = stop
             progress.step(step)
+            for run in runs:
+                if run.runs and step % program.steps_per_epoch == 0:
+                    run.prober.write(run.log, step, share())
             evaluating = step % every == 0 or step == total
             if not evaluating and step % log_every:
                 continue
@@ -191,6 +204,10 @@ def train_block(
                     _log_training(program, run, step, _item(monitor, i), _item(weights, i), share())
             if not evaluating:
                 continue
+            if configs[0].test_curve:
+                for run, found in zip(runs, evaluated(stacked.params, stacked.model_state, "test"), strict=True):
+                    if run.runs:
+                        run.log.write(evaluation_record(program, "test_curve", step, found, share()))
             better = np.zeros(len(padded), bool)
             for i, found in enumerate(evaluated(stacked.params, stacked.model_state, "validation")):
                 if runs[i].runs:
@@ -248,6 +265,8 @@ def _select(program: Program, run: _Run, step: int, found: Metrics, seconds: flo
     if better:
         run.score, run.best_step = value, step
     run.stopped = stops_early(run.config, run.log, program)
+    if run.stopped:
+        run.prober.write(run.log, step, seconds)
     return better
 
 

@@ -1,14 +1,15 @@
 """The log of a run: metrics.jsonl, one JSON object a line, and TensorBoard files when tensorboardX is installed.
 
 Records have `step`, `epoch` and `split`. Those of "train" hold the mean `losses` by task since the record before and
-the method's `weights`; those of "validation" and "test" hold `metrics` by task. `seconds` counts from the start of the
-run and is the one field that differs between equal runs.
+the method's `weights`; those of "validation", "test" (once, at the end) and "test_curve" (if asked for, at every
+evaluation) hold `metrics` by task; those of "probe" (if asked for, once an epoch) what was measured besides. `seconds`
+counts from the start of the run and is the one field that differs between equal runs.
 """
 
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,17 @@ def _scalars(record: Record) -> list[tuple[str, float]]:
     for task, values in record.get("metrics", {}).items():
         scalars += [(f"{name}/{task}", value) for name, value in values.items()]
     scalars += [(f"weight/{task}", weight) for task, weight in (record.get("weights") or {}).items()]
-    return scalars
+    return scalars + list(_means(record.get("probe"), ""))
+
+
+def _means(found: Any, path: str) -> Iterator[tuple[str, float]]:
+    """What a probe has the mean of, at any depth."""
+    if not isinstance(found, dict):
+        return
+    if found.get("mean") is not None:
+        yield path, found["mean"]
+    for name, inner in found.items():
+        yield from _means(inner, f"{path}/{name}" if path else name)
 
 
 def _tensorboard_writer(workdir: Path, until: int | None) -> Any:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from mtljax import data as data_sets
 from mtljax.data import MultiTaskData
@@ -22,6 +21,7 @@ from mtljax.training import checkpoint as ckpt
 from mtljax.training import parallel, processes
 from mtljax.training.config import TrainConfig, differences, to_dict
 from mtljax.training.logs import RunLog
+from mtljax.training.probing import Probe, Prober, network
 from mtljax.training.program import Program, build_program, data_key, evaluate, init_state, score
 from mtljax.training.records import (
     Metrics,
@@ -32,6 +32,7 @@ from mtljax.training.records import (
     evaluation_record,
     train_record,
 )
+from mtljax.training.selection import Best, best_so_far, stops_early
 from mtljax.training.signals import stop_requests
 from mtljax.training.state import TrainState, restarted
 from mtljax.training.workdir import prepare
@@ -80,18 +81,11 @@ class Result(NamedTuple):
     interrupted: str | None
 
 
-class _Best(NamedTuple):
-    score: float
-    step: int
-    params: PyTree
-    model_state: PyTree
-
-
 class _Start(NamedTuple):
     """Where a run starts, and where it writes."""
 
     state: TrainState
-    best: _Best | None
+    best: Best | None
     log: RunLog
     checkpoints: ckpt.Checkpoints | None
 
@@ -110,6 +104,7 @@ def train(
     data: MultiTaskData | None = None,
     program: Program | None = None,
     progress: Progress | None = None,
+    probe: Probe | None = None,
 ) -> Result:
     """Trains one network, selects it on validation data and evaluates it once on test data.
 
@@ -120,6 +115,7 @@ def train(
       data: the data, to share between runs; None loads it.
       program: the compiled functions, to share between runs of one `program.structure`; None builds them.
       progress: how to report; None is silent.
+      probe: what `config.probe_every` measures, such as `mtl.analysis.sample_probe`.
 
     Returns:
       The result. On SIGTERM or Ctrl-C the run saves, and returns with `interrupted` set.
@@ -134,9 +130,10 @@ def train(
     program = build_program(config, data) if program is None else program
     state = init_state(config, data, program)
     directory = None if workdir is None else Path(workdir)
+    prober = Prober(config, data, program, probe, directory if config.checkpoints else None, progress.line)
     with contextlib.ExitStack() as stack:
         run = processes.first(lambda: _begin(config, data, program, state, directory, resume, progress, stack))
-        result = _run(config, data, program, _shared(run, state), progress)
+        result = _run(config, data, program, _shared(run, state), progress, prober)
     processes.largest(0)  # no process leaves before the first has written everything
     return result
 
@@ -165,7 +162,7 @@ def _begin(
     until = int(state.step) if resume else None
     log = RunLog(directory, progress.line, tensorboard=config.tensorboard, until=until)
     stack.callback(log.close)
-    return _Start(state, _best_so_far(log, program, state, checkpoints), log, checkpoints)
+    return _Start(state, best_so_far(log, program, state, checkpoints), log, checkpoints)
 
 
 def _shared(start: _Start | None, state: TrainState) -> _Start:
@@ -178,8 +175,8 @@ def _shared(start: _Start | None, state: TrainState) -> _Start:
     if start is None:
         log = RunLog(None, lambda text: None, tensorboard=False, until=None)
         log.records.extend(records)
-        network = state.params, state.model_state
-        start = _Start(state, None if best is None else _Best(best[0], best[1], *network), log, None)
+        best = None if best is None else Best(best[0], best[1], state.params, state.model_state)
+        start = _Start(state, best, log, None)
     state = processes.from_main(start.state)
     if start.best is None:
         return start._replace(state=state)
@@ -187,7 +184,9 @@ def _shared(start: _Start | None, state: TrainState) -> _Start:
     return start._replace(state=state, best=start.best._replace(params=params, model_state=model_state))
 
 
-def _run(config: TrainConfig, data: MultiTaskData, program: Program, begin: _Start, progress: Progress) -> Result:
+def _run(
+    config: TrainConfig, data: MultiTaskData, program: Program, begin: _Start, progress: Progress, prober: Prober
+) -> Result:
     devices = program.devices
     state, best, log, checkpoints = begin
     step, total = int(state.step), config.epochs * program.steps_per_epoch
@@ -206,11 +205,21 @@ def _run(config: TrainConfig, data: MultiTaskData, program: Program, begin: _Sta
         # One process's numbers for all: what is decided from them must not differ by a rounding error.
         return jax.tree.map(float, processes.from_main(found))
 
+    def save() -> None:
+        if checkpoints is not None:
+            ckpt.save_last(checkpoints, parallel.fetch(state, devices))
+            prober.save()
+
+    prober.restore(step)
     with stop_requests() as request:
         while step < total and not stopped and (stop := _agreed(request, together)) is None:
             if step // program.steps_per_epoch != epoch:
                 epoch = step // program.steps_per_epoch
                 permutation = parallel.place(program.shuffle(key, epoch), devices)
+            if prober.due(step):
+                timer.pause(state)
+                prober.look(step, network(state, devices), lambda order=permutation: parallel.fetch(order, devices))
+                timer.proceed()
             solve = None if program.solve_every == 1 else step % program.solve_every == 0
             state, metrics = program.advance(state, split, permutation, solve)
             step += 1
@@ -219,6 +228,8 @@ def _run(config: TrainConfig, data: MultiTaskData, program: Program, begin: _Sta
             if len(under_way) > _RUN_AHEAD:
                 jax.block_until_ready(under_way.popleft())
             progress.step(step)
+            if step % program.steps_per_epoch == 0:
+                prober.write(log, step, time.perf_counter() - start)
             evaluating = step % every == 0 or step == total
             together = evaluating or step % config.log_every == 0
             if together:
@@ -231,26 +242,30 @@ def _run(config: TrainConfig, data: MultiTaskData, program: Program, begin: _Sta
                 params, model_state = parallel.fetch((state.params, state.model_state), devices)
                 found = evaluated(params, model_state, "validation")
                 log.write(evaluation_record(program, "validation", step, found, time.perf_counter() - start))
+                if config.test_curve:
+                    seen = evaluated(params, model_state, "test")
+                    log.write(evaluation_record(program, "test_curve", step, seen, time.perf_counter() - start))
                 check_evaluation(found, step, checkpoints=checkpoints is not None)
                 value = score(program, found)
                 if best is None or value > best.score:
-                    best = _Best(value, step, params, model_state)
+                    best = Best(value, step, params, model_state)
                     if checkpoints is not None:
                         ckpt.save_best(checkpoints, step, params, model_state)
                 progress.line(epoch_line(program, step, total, found, timer))
-                if checkpoints is not None:
-                    ckpt.save_last(checkpoints, parallel.fetch(state, devices))
+                save()
                 stopped = stops_early(config, log, program)
                 timer.resume()
         interrupted = stop if step < total and not stopped else None
 
     if interrupted:
-        if checkpoints is not None and step % every:
-            ckpt.save_last(checkpoints, parallel.fetch(state, devices))
+        if step % every:
+            save()
         if checkpoints is not None:
             ckpt.wait(checkpoints)
+    else:
+        prober.write(log, step, time.perf_counter() - start)  # of an epoch that patience cut short
     if best is None:  # interrupted before the first evaluation
-        best = _Best(-math.inf, step, *parallel.fetch((state.params, state.model_state), devices))
+        best = Best(-math.inf, step, *parallel.fetch((state.params, state.model_state), devices))
     if checkpoints is not None and not interrupted and not ckpt.has_best(checkpoints, best.step):
         ckpt.save_best(checkpoints, best.step, best.params, best.model_state)  # an earlier save of it failed
     validation, test = {}, {}
@@ -289,36 +304,3 @@ def _agreed(request: list[str], together: bool) -> str | None:
         return request[0] if request else None
     number = processes.largest(signal.Signals[request[0]] if request else 0) if together else 0
     return signal.Signals(number).name if number else None
-
-
-def _validation_scores(log: RunLog, program: Program) -> list[tuple[float, int]]:
-    """(score, step) of every evaluation so far."""
-    return [(score(program, r["metrics"]), r["step"]) for r in log.records if r["split"] == "validation"]
-
-
-def _best_so_far(
-    log: RunLog, program: Program, state: TrainState, checkpoints: ckpt.Checkpoints | None
-) -> _Best | None:
-    """The best network of the evaluations in the log of a resumed run."""
-    scores = _validation_scores(log, program)
-    if not scores or checkpoints is None:
-        return None
-    value, step = max(scores, key=lambda pair: (pair[0], -pair[1]))
-    network = ckpt.restore_best(checkpoints, state.params, state.model_state, step)
-    if network is None and step == int(state.step):
-        network = jax.tree.map(jnp.asarray, (state.params, state.model_state))
-        ckpt.save_best(checkpoints, step, *network)
-    if network is None:
-        checkpoints.warn(
-            f"the best network (step {step}) is lost; the best from step {int(state.step)} on is kept instead"
-        )
-        return None
-    return _Best(value, step, *network)
-
-
-def stops_early(config: TrainConfig, log: RunLog, program: Program) -> bool:
-    """Whether the last `patience` evaluations all failed to beat the best before them."""
-    values = [value for value, _ in _validation_scores(log, program)]
-    return (
-        config.patience is not None and bool(values) and len(values) - 1 - values.index(max(values)) >= config.patience
-    )

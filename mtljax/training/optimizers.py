@@ -14,12 +14,32 @@ from mtljax import methods
 from mtljax.errors import check_options, unknown
 from mtljax.training.config import MethodConfig, OptimizerConfig
 
+
+def signsgd(learning_rate: optax.ScalarOrSchedule, momentum: float = 0.9) -> optax.GradientTransformation:
+    """Steps of one length in every coordinate: the sign of the momentum (Bernstein et al., arXiv:1802.04434, Signum).
+
+    >>> import jax.numpy as jnp
+    >>> tx = signsgd(0.5)
+    >>> tx.update(jnp.array([3.0, -0.01]), tx.init(jnp.zeros(2)))[0].tolist()
+    [-0.5, 0.5]
+
+    Args:
+      learning_rate: the length of a step in a coordinate.
+      momentum: μ of the trace t ← g + μ t whose sign is taken, in [0, 1); 0 is signSGD.
+
+    Returns:
+      An optax transformation.
+    """
+    return optax.chain(optax.trace(momentum), optax.scale_by_sign(), optax.scale_by_learning_rate(learning_rate))
+
+
 _OPTIMIZERS = {
     "adam": optax.adam,
     "adamw": optax.adamw,
     "lion": optax.lion,
     "rmsprop": optax.rmsprop,
     "sgd": optax.sgd,
+    "signsgd": signsgd,
 }
 # What shapes the state or the program stays a constant.
 _STATIC = ("num_tasks", "update_every", "perturb_every")

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,13 +16,14 @@ from mtljax import methods, models
 from mtljax import tasks as task_kinds
 from mtljax.data import MultiTaskData, Split
 from mtljax.data.batches import batch_indices, epoch_permutation, evaluation_batches, position, steps_per_epoch, take
+from mtljax.errors import unknown
 from mtljax.models import MultiTaskModel
 from mtljax.tasks import Task, metric_values
 from mtljax.training import parallel
 from mtljax.training.config import TrainConfig, to_dict
 from mtljax.training.optimizers import base_of, by_task, injects_base, numbers, resolved, solve_every, transformation
 from mtljax.training.state import TrainState, new_monitor
-from mtljax.training.step import Engine, make_evaluation, make_step
+from mtljax.training.step import Engine, example_losses, make_evaluation, make_step
 
 PyTree = Any
 EVALUATION_BATCH = 1000
@@ -42,6 +43,7 @@ class Program(NamedTuple):
       shuffle: `(key, epoch) -> permutation` of the training examples.
       evaluation: how it is evaluated.
       draw: `seed -> (params, model_state)`, the network before the first step, in host memory.
+      losses: `(params, (model_state, loss_scales), batch) -> {task: loss}` of single examples, for probes.
     """
 
     model: MultiTaskModel
@@ -53,6 +55,7 @@ class Program(NamedTuple):
     shuffle: Callable[..., jax.Array]
     evaluation: "Evaluation"
     draw: Callable[[int], tuple[PyTree, PyTree]]
+    losses: Callable[..., dict[str, jax.Array]]
 
 
 class Evaluation(NamedTuple):
@@ -135,6 +138,7 @@ def build_program(config: TrainConfig, data: MultiTaskData) -> Program:
         shuffle=jax.jit(lambda key, epoch: epoch_permutation(key, epoch, num_examples)),
         evaluation=build_evaluation(model, data.tasks),
         draw=lambda seed: _draw(model, data.spec, seed),
+        losses=example_losses(model, data.tasks),
     )
 
 
@@ -180,10 +184,19 @@ def build_transformation(config: TrainConfig, data: MultiTaskData) -> optax.Grad
     )
 
 
+def loss_scales(config: TrainConfig, tasks: Iterable[str]) -> np.ndarray:
+    """The (K,) factors on the losses of the sorted tasks; raises ValueError, naming the nearest, where one is none."""
+    names = sorted(tasks)
+    for name in config.loss_scales:
+        if name not in names:
+            raise unknown("task in loss_scales", name, names)
+    return np.array([config.loss_scales.get(name, 1.0) for name in names], np.float32)
+
+
 def structure(config: TrainConfig) -> str:
     """A key that is equal for runs which can share a program: all but seeds and numeric hyperparameters."""
     values = to_dict(dataclasses.replace(config, method=resolved(config.method)))
-    for key in ("name", "seed", "patience", "checkpoints", "tensorboard", "log_every", "evaluate_every"):
+    for key in ("name", "seed", "loss_scales", "patience", "checkpoints", "tensorboard", "log_every", "evaluate_every"):
         del values[key]
     values["optimizer"]["learning_rate"] = None
     if config.optimizer.clip_norm is not None:
@@ -211,6 +224,7 @@ def init_state(config: TrainConfig, data: MultiTaskData, program: Program) -> Tr
         key=train_key,
         monitor=new_monitor(len(data.tasks)),
         losses_after=jnp.zeros(len(data.tasks)) if methods.describe(base_of(config.method).name).losses_after else None,
+        loss_scales=jnp.asarray(loss_scales(config, data.tasks)),
     )
     # On the host all leaves are strongly typed: a weak type would compile the step a second time.
     return jax.device_get(state)

@@ -39,6 +39,11 @@ class StepTimer:
             self._seconds, self._steps = self._seconds + now - self._since, self._steps + self._pending
             self._since, self._pending = now, 0
 
+    def proceed(self) -> None:
+        """Goes on after a pause that left what was compiled as it is: the next step counts."""
+        if self._since is not None:
+            self._since = time.perf_counter()
+
     def resume(self) -> None:
         """Starts the clock anew with the next step."""
         self._since = None

@@ -37,6 +37,8 @@ class TrainState(NamedTuple):
       key: uint32 PRNG key; dropout at step t uses it folded with t.
       monitor: see `Monitor`.
       losses_after: (K,) losses of the last batch at the parameters it led to, for methods that want them; else None.
+      loss_scales: (K,) factors on the losses, in the order of the sorted tasks, so that runs which differ in them share
+        a program; None for no factors.
     """
 
     step: jax.Array
@@ -46,6 +48,7 @@ class TrainState(NamedTuple):
     key: jax.Array
     monitor: Monitor
     losses_after: jax.Array | None = None
+    loss_scales: jax.Array | None = None
 
 
 def new_monitor(num_tasks: int) -> Monitor:

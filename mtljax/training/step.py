@@ -60,7 +60,8 @@ def make_step(
 
     Returns:
       A pure function; `solve` is that of the method's `update`. A state that holds `losses_after` gets them anew at
-      each step, for one more forward pass. Its metrics are `losses` (dict by task) and `weights` ((K,) or None).
+      each step, for one more forward pass. Its metrics are `losses` (dict by task, unscaled) and `weights` ((K,) or
+      None).
 
     Raises:
       ValueError: if tasks and heads differ.
@@ -75,23 +76,24 @@ def make_step(
         pattern = re.compile(engine.subset)
         options["subset"] = lambda path: pattern.search(jax.tree_util.keystr(path, simple=True, separator="/"))
 
-    def arguments(batch: Batch, key: jax.Array) -> tuple[Batch, jax.Array, dict[str, jax.Array]]:
+    def arguments(batch: Batch, key: jax.Array, scales: Mapping[str, jax.Array] | None) -> tuple[Any, ...]:
         """What the losses of a batch read besides parameters and model state."""
         counts = label_counts(tasks, batch.targets)
         if axis_name is not None:
             counts = lax.pmean(counts, axis_name)
         counts = jax.tree.map(lambda count: count / engine.accumulate, counts)
-        return batch, jax.random.split(key, engine.accumulate), counts
+        return batch, jax.random.split(key, engine.accumulate), counts, scales
 
     def step(state: TrainState, batch: Batch, solve: bool | None = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         if axis_name is not None:
             key = jax.random.fold_in(key, lax.axis_index(axis_name))
+        scales = None if state.loss_scales is None else dict(zip(sorted(tasks), state.loss_scales, strict=True))
         model_state, every_losses, every_grads = state.model_state, [], []
         for index, part in enumerate(_parts(batch, batches)):
             part_key = key if batches == 1 else jax.random.fold_in(key, index)
             (losses, model_state), grads = task_gradients(
-                losses_fn, state.params, model_state, *arguments(part, part_key), has_aux=True, **options
+                losses_fn, state.params, model_state, *arguments(part, part_key, scales), has_aux=True, **options
             )
             _LOG.info(grads.explanation())  # said when a step is traced, not at each
             every_losses.append(losses)
@@ -108,9 +110,11 @@ def make_step(
         params = optax.apply_updates(state.params, updates)
         losses_after = None
         if state.losses_after is not None:
-            losses_after = _vector(losses_fn(params, state.model_state, *arguments(batch, key))[0])
+            losses_after = _vector(losses_fn(params, state.model_state, *arguments(batch, key, scales))[0])
         if axis_name is not None:
             model_state, losses_after = lax.pmean((model_state, losses_after), axis_name)
+        if scales is not None:
+            losses = {name: loss / scales[name] for name, loss in losses.items()}
         new_state = TrainState(
             step=state.step + 1,
             params=params,
@@ -119,6 +123,7 @@ def make_step(
             key=state.key,
             monitor=observe(state.monitor, _vector(losses), state.step + 1),
             losses_after=losses_after,
+            loss_scales=state.loss_scales,
         )
         return new_state, {"losses": losses, "weights": task_weights(opt_state)}
 
@@ -133,24 +138,34 @@ def task_losses(model: MultiTaskModel, tasks: Mapping[str, Task]) -> SplitLosses
       tasks: the tasks by name.
 
     Returns:
-      `(params, model_state, batch, keys, counts) -> ({task: loss}, model_state)`: `keys` holds one key of dropout
-      along a leading axis, `counts` the number of labels to average over, by task.
+      `(params, model_state, batch, keys, counts, scales=None) -> ({task: loss}, model_state)`: `keys` holds one key of
+      dropout along a leading axis, `counts` the number of labels to average over, by task, `scales` factors on the
+      losses.
     """
 
-    def encode(params: PyTree, model_state: PyTree, batch: Batch, keys: jax.Array, counts: PyTree) -> PyTree:
-        del counts
+    def encode(
+        params: PyTree, model_state: PyTree, batch: Batch, keys: jax.Array, counts: PyTree, scales: PyTree = None
+    ) -> PyTree:
+        del counts, scales
         return model.encode(params, model_state, jnp.asarray(batch.inputs), train=True, key=keys[0])
 
     def heads(
-        params: PyTree, encoded: PyTree, model_state: PyTree, batch: Batch, keys: jax.Array, counts: PyTree
+        params: PyTree,
+        encoded: PyTree,
+        model_state: PyTree,
+        batch: Batch,
+        keys: jax.Array,
+        counts: PyTree,
+        scales: PyTree = None,
     ) -> tuple[dict[str, jax.Array], PyTree]:
         del model_state, keys
         representation, updated = encoded
         outputs = model.decode(params, representation)
-        return {
+        losses = {
             name: mean_loss(task, outputs[name], batch.targets[name], count=counts[name])
             for name, task in tasks.items()
-        }, updated
+        }
+        return (losses if scales is None else {name: scales[name] * loss for name, loss in losses.items()}), updated
 
     return split(encode, heads)
 
@@ -166,6 +181,23 @@ def _parts(batch: Batch, count: int) -> list[Batch]:
 
 def _vector(losses: Mapping[str, jax.Array]) -> jax.Array:
     return jnp.stack([losses[name] for name in sorted(losses)]).astype(jnp.float32)
+
+
+def example_losses(model: MultiTaskModel, tasks: Mapping[str, Task]) -> Callable[..., dict[str, jax.Array]]:
+    """Builds `(params, (model_state, scales), batch) -> {task: loss}`, for the gradients of single examples.
+
+    As in an evaluation: running averages of batch statistics, no dropout. An example without a label has loss 0.
+    """
+
+    def losses(params: PyTree, rest: tuple[PyTree, jax.Array | None], batch: Batch) -> dict[str, jax.Array]:
+        model_state, scales = rest
+        outputs, _ = model.apply(params, model_state, jnp.asarray(batch.inputs))
+        found = {name: mean_loss(tasks[name], outputs[name], batch.targets[name]) for name in sorted(tasks)}
+        if scales is None:
+            return found
+        return {name: scale * loss for (name, loss), scale in zip(found.items(), scales, strict=True)}
+
+    return losses
 
 
 def make_evaluation(

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import pytest
 
-from mtljax.ablation import Axis, StudyConfig, product, zipped
+from mtljax.ablation import Axis, Pair, StudyConfig, product, zipped
 from mtljax.ablation.cell import Context, run_in
 from mtljax.ablation.grid import WEIGHTS, cells, weight_grid
 from mtljax.training import DataConfig, MethodConfig, ModelConfig, OptimizerConfig, TrainConfig, train
@@ -74,6 +74,38 @@ def test_a_method_without_an_option_has_one_cell_for_all_its_values():
         "cagrad-sgd_0.001-c=0.4-momentum=0-seed0",
         "cagrad-sgd_0.001-c=0.4-momentum=0.9-seed0",
     ]
+
+
+def test_a_pair_adds_one_method_with_its_own_optimizer():
+    pairs = (
+        Pair(MethodConfig("adatask"), OptimizerConfig("sgd"), label="adam"),
+        Pair(MethodConfig("ew"), OptimizerConfig("signsgd")),
+    )
+    axes = product({"optimizer.learning_rate": (1e-3, 3e-3)})
+    grid = study(axes, optimizers=(ADAM, SGD), pairs=pairs, baselines=True, weight_grid=1)
+    found = cells(grid, TASKS)
+    own = [(cell.method, cell.optimizer, cell.config.optimizer.name) for cell in found if cell.role == "method"]
+    assert own[::2] == own[1::2] == [  # at both learning rates
+        ("ew", "adam", "adam"), ("ew", "sgd(momentum=0.9)", "sgd"), ("adatask", "adam", "sgd"),
+        ("ew", "signsgd", "signsgd"),
+    ]  # fmt: skip
+    assert found[-4].name == "adatask-adam-learning_rate=0.001-seed0"
+    assert {cell.optimizer for cell in found if cell.role != "method"} == {"adam", "sgd(momentum=0.9)"}
+    with pytest.raises(ValueError, match=f"has about {len(found)} cells"):
+        cells(grid, TASKS, most=len(found) - 1)
+    with pytest.raises(ValueError, match="unknown config key"):
+        study(product({"optimizer.options.b3": (0.9,)}), pairs=pairs)
+
+
+def test_a_baseline_keeps_the_scale_of_its_own_loss():
+    scaled = dataclasses.replace(BASE, loss_scales={"right": 10.0})
+    grid = dataclasses.replace(study(baselines=True), base=scaled)
+    found = {cell.name.split("-")[2]: cell.config.loss_scales for cell in cells(grid, TASKS) if cell.kind == "single"}
+    assert found == {"left": {}, "right": {"right": 10.0}}
+    axes = product({"loss_scales": ({}, {"right": 10.0})})
+    both = [cell for cell in cells(study(axes, baselines=True), TASKS) if cell.kind == "single"]
+    assert [cell.condition["loss_scales"] for cell in both] == [{}, {}, {"right": 10.0}, {"right": 10.0}]
+    assert [cell.config.loss_scales for cell in both] == [{}, {}, {}, {"right": 10.0}]
 
 
 def test_methods_may_be_an_axis_too():
@@ -219,10 +251,27 @@ def test_a_huge_grid_is_counted_not_made():
 def test_the_count_is_that_of_the_cells():
     axes = product({"method.options.c": (0.2, 0.4), "optimizer.learning_rate": (1e-3, 3e-3), "epochs": (1, 2)})
     grid = study(axes, methods=METHODS, optimizers=(ADAM, SGD), baselines=True, weight_grid=9, seeds=(0, 1))
+    grid = dataclasses.replace(grid, single_methods=METHODS[1:])
     count = len(cells(grid, TASKS))
     assert len(cells(grid, TASKS, most=count)) == count
     with pytest.raises(ValueError, match=f"has about {count} cells, more than {count - 1}"):
         cells(grid, TASKS, most=count - 1)
+
+
+def test_single_methods_train_one_network_a_task_beside_the_baselines():
+    sam = MethodConfig("fs_mtl", {"base": "ew", "rho": 0.1})
+    axes = product({"method.options.rho": (0.5,), "epochs": (1,)})
+    grid = cells(study(axes, methods=(sam,), single_methods=(sam,), baselines=True), TASKS)
+    shown = [(cell.kind, cell.role, cell.config.tasks, cell.config.method) for cell in grid]
+    ew, other = MethodConfig("ew"), MethodConfig("fs_mtl", {"base": "ew", "rho": 0.5})
+    assert shown == [
+        ("single", "single", ("left",), ew),
+        ("single", "single", ("right",), ew),
+        ("single", "method", ("left",), sam),
+        ("single", "method", ("right",), sam),
+        ("multi", "method", (), other),
+    ]
+    assert (grid[0].method, grid[2].method) == ("single-task", "single-task fs_mtl(base=ew, rho=0.1)")
 
 
 @pytest.mark.parametrize(
@@ -234,6 +283,8 @@ def test_the_count_is_that_of_the_cells():
         ("optimizer.clip_norm", (1, 0.5)),
         (WEIGHTS, ({"left": 0.1, "right": 0.9}, {"left": 1, "right": 0})),
         (WEIGHTS, ((0.1, 0.9), (1, 0))),
+        ("loss_scales", ({}, {"right": 10.0}, {"left": 1, "right": 0.1})),
+        ("loss_scales.right", (1, 10.0)),
     ],
 )
 def test_traced_values_leave_the_structure_alone(field, values):
@@ -259,9 +310,22 @@ def test_structural_values_change_it(field, values):
     assert len({structure(cell.config) for cell in cells(grid, TASKS)}) == 2
 
 
-def test_thirty_two_learning_rates_and_seeds_compile_once():
-    rates = tuple(1e-3 * 2**k for k in range(8))
-    grid = cells(study(product({"optimizer.learning_rate": rates}), seeds=(0, 1, 2, 3)), TASKS)
+@pytest.mark.parametrize(
+    ("method", "option", "values"),
+    [("fairgrad", "alpha", (1, 2.0)), ("fs_mtl", "rho", (0.05, 2.0)), ("moco", "rho", (0, 0.1))],
+)
+def test_numbers_of_other_methods_do_so_too(method, option, values):
+    grid = study(product({f"method.options.{option}": values}), methods=(MethodConfig(method),))
+    assert len({structure(cell.config) for cell in cells(grid, TASKS)}) == 1
+
+
+def test_thirty_two_cells_that_differ_in_numbers_compile_once():
+    numbers = {
+        "optimizer.learning_rate": (1e-3, 2e-3, 8e-3, 0.1),
+        "optimizer.options.weight_decay": (1e-4, 1.0),
+        "loss_scales": ({}, {"left": 0.1, "right": 10.0}),
+    }
+    grid = cells(study(product(numbers), optimizers=(OptimizerConfig("adamw"),), seeds=(0, 1)), TASKS)
     assert len(grid) == 32
     context, compiled = Context(), []
 

@@ -280,3 +280,20 @@ def test_contradicting_cells_are_refused(synthetic):
     other = synthetic.cell("ew", "adam", 1, {"left": 0.9}) | {"metric_directions": {"left": {"accuracy": False}}}
     with pytest.raises(ValueError, match="whether higher left accuracy is better"):
         summarize([cell, other])
+
+
+def test_a_single_task_method_is_measured_against_the_single_task_baseline(synthetic):
+    cells = [
+        *synthetic.baseline("adam", 0, {"left": 0.8, "right": 0.6}, role="single"),
+        *synthetic.baseline("adam", 0, {"left": 0.88, "right": 0.66}, role="method"),
+        synthetic.cell("ew", "adam", 0, {"left": 0.4, "right": 0.3}, role="method"),
+    ]
+    for cell in cells[2:4]:
+        cell.update(method="another", cell=cell["cell"].replace("single-task", "another"))
+    for order in (cells, cells[::-1]):
+        found = {row.method: row.delta_m.mean for row in summarize(order).rows}
+        assert found == {
+            "single-task": pytest.approx(0, abs=1e-9),
+            "another": pytest.approx(-10),
+            "ew": pytest.approx(50),
+        }

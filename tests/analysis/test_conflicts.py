@@ -84,6 +84,18 @@ def test_similarities_are_those_of_the_definitions_in_any_range():
             np.testing.assert_allclose(measure, expected[..., k], rtol=2e-5, atol=2e-6)
 
 
+def test_long_gradients_are_compared_block_by_block_to_the_last_entry():
+    rows = np.random.default_rng(3).normal(size=(3, 40_000)) * np.array([1.0, 1e3, 1e-3])[:, None]
+    rows[:, 32_768:] += 5 * rows[0, 32_768:] / np.abs(rows[0]).max()  # what is left after the blocks counts
+    whole = mtl.analysis.similarities(jnp.asarray(rows, jnp.float32)).whole
+    expected = np.array([[measures(g, h) for h in rows] for g in rows])
+    for k, measure in enumerate(whole[:3]):
+        np.testing.assert_allclose(measure, expected[..., k], rtol=1e-4, atol=1e-5)
+    left = mtl.analysis.similarity.pairwise([jnp.asarray(rows[:2])], [jnp.asarray(rows[2:])], ("a",), same=False).whole
+    for k, measure in enumerate(left[:3]):
+        np.testing.assert_allclose(measure, expected[:2, 2:, k], rtol=1e-4, atol=1e-5)
+
+
 def test_a_gradient_is_like_itself_and_pairs_are_symmetric(found):
     for whole in (found.between_tasks.whole, found.between_samples.whole):
         size = whole.cosine.shape[-1]
@@ -193,3 +205,50 @@ def test_tasks_of_unequal_size_are_less_alike_in_length_than_in_angle(found):
 def test_bad_arguments_are_one_sentence(network, options, message):
     with pytest.raises(ValueError, match=message):
         mtl.analysis.sample_conflicts(network_losses, *network, **{"argnums": (0, 1), **options})
+
+
+def convolutional(params, images, targets):
+    """Two tasks on a convolution, which a CPU does one example after the other."""
+    dims = ("NHWC", "HWIO", "NHWC")
+    z = jax.lax.conv_general_dilated(images, params["conv"]["kernel"], (1, 1), "VALID", dimension_numbers=dims)
+    z = jnp.tanh(z).mean(axis=(1, 2))
+    return {task: jnp.mean((z @ params[task] - targets[task]) ** 2) for task in ("a", "b")}
+
+
+def test_gradients_of_convolutions_are_those_of_each_example_and_compiled_once():
+    rng = np.random.default_rng(2)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    params = {"conv": {"kernel": draw(3, 3, 1, 4)}, "a": draw(4), "b": draw(4)}
+    images, targets, traced = draw(5, 6, 6, 1), {"a": draw(5), "b": 10 * draw(5)}, []
+
+    def losses_fn(params, images, targets):
+        traced.append(images.shape)
+        return convolutional(params, images, targets)
+
+    each = mtl.analysis.sample_gradients(losses_fn, params, images, targets, argnums=(0, 1))
+    grad = jax.jit(jax.grad(lambda params, task, *one: convolutional(params, *one)[task]), static_argnums=1)
+    for i in (0, 4):
+        one = images[i : i + 1], jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], targets)
+        for k, task in enumerate("ab"):
+            alone = grad(params, task, *one)
+            for found, leaf in zip(jax.tree.leaves(each), jax.tree.leaves(alone), strict=True):
+                np.testing.assert_allclose(found[i, k], leaf, rtol=1e-4, atol=1e-5)
+    before = len(traced)
+    found = mtl.analysis.sample_conflicts(losses_fn, params, images, targets, argnums=(0, 1))
+    compiled = len(traced)
+    again = mtl.analysis.sample_conflicts(losses_fn, params, images, targets, argnums=(0, 1))
+    assert before < compiled == len(traced)
+    assert set(traced) == {(1, 6, 6, 1)}
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert found.between_samples.whole.cosine.shape == (2, 5, 5)
+
+
+def test_losses_that_are_no_dict_of_scalars_are_one_sentence(network):
+    with pytest.raises(ValueError, match="losses_fn returned a"):
+        mtl.analysis.sample_gradients(lambda params, x: jnp.sum(params["a"]) * x.sum(), *network[:2])
+    apart = lambda params, x: {task: params[task].sum() * x.sum() for task in "ab"}  # noqa: E731
+    with pytest.raises(ValueError, match="but the losses share none"):
+        mtl.analysis.sample_conflicts(apart, {task: network[0][task] for task in "ab"}, network[1])
+    with pytest.raises(ValueError, match="expected a floating point scalar"):
+        mtl.analysis.sample_gradients(lambda params, x: {"a": params["a"] * x.sum()}, *network[:2])

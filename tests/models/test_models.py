@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from mtljax.models import LeNet, MultiTaskModel, ResNet18, encoder
-from mtljax.models.pooling import max_pool_2x2, max_pool_3x3_stride_2
+from mtljax.models import MLP, LeNet, MultiTaskModel, ResNet18, encoder
+from mtljax.models.pooling import max_pool_2x2, max_pool_3x3_stride_2, shrunk
 
 
 def count(params):
@@ -30,6 +30,18 @@ def test_resnet18_has_the_published_number_of_parameters():
         functools.partial(ResNet18(features=0).init, train=False), jax.random.PRNGKey(0), jnp.zeros((1, 64, 64, 3))
     )
     assert count(variables["params"]) == 11_176_512
+
+
+def test_shrinking_averages_squares_of_pixels():
+    x = jax.random.normal(jax.random.PRNGKey(0), (2, 9, 8, 3))
+    np.testing.assert_allclose(shrunk(x, 4), nn.avg_pool(x[:, :8], (4, 4), (4, 4)), rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(shrunk(x, 1), x)
+    params = jax.eval_shape(MLP(shrink=2).init, jax.random.PRNGKey(0), jnp.zeros((1, 36, 36, 1)))["params"]
+    assert params["Dense_0"]["kernel"].shape == (18 * 18, 128)
+    with pytest.raises(ValueError, match="shrink must be from 1 to the size of the image, 9 x 8, got 9"):
+        shrunk(x, 9)
+    with pytest.raises(ValueError, match=r"shrink averages pixels of images .*, got inputs of shape \(5, 7\)"):
+        shrunk(jnp.zeros((5, 7)), 2)
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 6, 3), (1, 7, 9, 2)])

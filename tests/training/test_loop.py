@@ -10,10 +10,11 @@ import pytest
 
 import mtljax as mtl
 from mtljax.data import MultiTaskData, Split
-from mtljax.training import DataConfig, MethodConfig, NonFiniteLossError, OptimizerConfig, Progress, train
+from mtljax.training import DataConfig, MethodConfig, NonFiniteLossError, OptimizerConfig, Progress, Result, train
+from mtljax.training.block import build_block, train_block
 from mtljax.training.logs import RunLog, read_records
 from mtljax.training.loop import load_data
-from mtljax.training.program import build_program, data_key
+from mtljax.training.program import build_program, data_key, init_state
 
 
 def validation_accuracy(result):
@@ -46,6 +47,30 @@ def test_the_best_validation_score_is_selected(tiny):
     best = int(np.argmax(scores))
     assert result.best_step == (best + 1) * 8
     assert np.mean([v["accuracy"] for v in result.validation.values()]) == pytest.approx(scores[best])
+
+
+def test_a_test_curve_shows_the_test_split_at_every_evaluation_and_changes_nothing(tiny):
+    config = tiny(epochs=2, test_curve=True)
+    data = load_data(config)
+    program = build_program(config, data)
+    plain, shown = (train(each, data=data, program=program) for each in (tiny(epochs=2), config))
+    curve = {record["step"]: record["metrics"] for record in shown.records if record["split"] == "test_curve"}
+    assert list(curve) == [8, 16]
+    assert curve[shown.best_step] == shown.test
+    rest = [[r | {"seconds": 0} for r in run.records if r["split"] != "test_curve"] for run in (plain, shown)]
+    assert rest[0] == rest[1]
+
+
+@pytest.mark.slow
+def test_a_test_curve_of_stacked_runs_has_the_same_steps(tiny):
+    config = tiny(epochs=2, test_curve=True)
+    data = load_data(config)
+    program = build_program(config, data)
+    (stacked,) = train_block([config], [init_state(config, data, program)], data=data, block=build_block(program))
+    assert isinstance(stacked, Result)
+    curve = {record["step"]: record["metrics"] for record in stacked.records if record["split"] == "test_curve"}
+    assert list(curve) == [8, 16]
+    assert curve[stacked.best_step] == stacked.test
 
 
 def test_the_test_split_has_no_say_in_anything_but_the_test_metrics(tiny):

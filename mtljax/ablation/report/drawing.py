@@ -31,7 +31,7 @@ WIDTH = 4.4  # inches; narrow, so that text stays legible when the figure shrink
 MOST_CONDITIONS = 4  # with more, the figures show the first ones
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#c76a9c", "#9c5a3c", "#8a63d2", "#a67c00")
 _MARKERS = "osD^vPXh"
-_LINES = ("-", "--", ":", "-.")
+LINES = ("-", "--", ":", "-.")
 _STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": INK,
@@ -178,7 +178,7 @@ class Styles:
 
     def line(self, row: Row) -> dict[str, Any]:
         """Colour and line style."""
-        return {"color": self.color(row), "linestyle": _LINES[self._optimizers.index(row.optimizer) % len(_LINES)]}
+        return {"color": self.color(row), "linestyle": LINES[self._optimizers.index(row.optimizer) % len(LINES)]}
 
     def legend(self, figure: Figure, rows: Sequence[Row], *, lines: bool) -> None:
         """Puts below a figure what its methods, and with `lines` its optimizers, look like."""

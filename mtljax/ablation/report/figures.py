@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mtljax.ablation.report.conditions import name
+from mtljax.ablation.report.conflicts import conflicts
 from mtljax.ablation.report.curves import task_weights, training_curves
 from mtljax.ablation.report.drawing import (
     INK,
@@ -27,6 +28,7 @@ from mtljax.ablation.report.drawing import (
     rounded,
     wrapped,
 )
+from mtljax.ablation.report.parallel import parallel_coordinates
 from mtljax.ablation.report.sweeps import sweeps
 from mtljax.ablation.statistics import SINGLE, Interval, Record, Row, Summary, unit
 from mtljax.ablation.statistics.candidates import Candidate
@@ -201,7 +203,17 @@ def equal_budgets(summary: Summary, records: Sequence[Record]) -> Iterator[Plot]
         yield Plot("equal_time", "time", "Equal steps and equal time", caption, figure, data)
 
 
-BUILDERS = (delta_m, scatter, sweeps, training_curves, task_weights, step_time, equal_budgets)
+BUILDERS = (
+    delta_m,
+    scatter,
+    parallel_coordinates,
+    sweeps,
+    training_curves,
+    task_weights,
+    conflicts,
+    step_time,
+    equal_budgets,
+)
 
 
 def _whisker(axes: Axes, interval: Interval, y: float, style: dict[str, Any], low: float, high: float) -> None:

@@ -10,7 +10,7 @@ from mtljax.ablation.statistics import SINGLE, Interval, Record, Row, Summary, s
 from mtljax.ablation.statistics.candidates import Candidate
 from mtljax.ablation.statistics.comparisons import against_scalarization, settings_tried
 from mtljax.ablation.statistics.labels import field_name, row_name, setting_text
-from mtljax.ablation.statistics.pareto import Pareto, pareto
+from mtljax.ablation.statistics.pareto import Pareto, counts_by_method, pareto
 from mtljax.ablation.statistics.tables import AT_ONCE, milliseconds, signed
 from mtljax.ablation.statistics.walltime import EqualTime, equal_time
 
@@ -98,6 +98,7 @@ def trade_offs(summary: Summary) -> str:
     if found and len(found[0].points) > 1:
         parts.append("<h3>Pareto-optimal settings</h3>\n<p>" + escape(_meaning(found[0])) + "</p>")
         parts.append('<div class="beside">' + "\n".join(map(_counts, found)) + "</div>")
+        parts += [_by_method(each) for each in found if each.axis == "optimizer"]
     return "\n".join(parts)
 
 
@@ -137,6 +138,20 @@ def _counts(found: Pareto) -> str:
         lines.append(Line([count.value, *((str(number), number) for number in numbers)]))
     heads = [*heads[: 4 if several else 3], *(["left out (NaN)"] if nan else [])]
     return table(heads, {"": lines}, f"Pareto-optimal settings by {axis}")
+
+
+def _by_method(found: Pareto) -> str:
+    """Pareto-optimal settings by method and optimizer; the page has the counts of either already."""
+    methods = counts_by_method(found)
+    if len(methods) < 2:
+        return ""
+    lines = [
+        Line([method, c.value, *((str(number), number) for number in (c.runs, c.full, c.other))])
+        for method, counts in methods.items()
+        for c in counts
+    ]
+    heads = ["method", "optimizer", "settings", "Pareto-optimal", "not dominated by another optimizer"]
+    return table(heads, {"": lines}, "Pareto-optimal settings by method and optimizer")
 
 
 def tried(summary: Summary) -> str:

@@ -35,13 +35,14 @@ from mtljax.ablation.statistics.pareto import (
     Pareto,
     ParetoCount,
     ParetoPoint,
+    counts_by_method,
     pareto,
     pareto_optimal,
     undominated_by_others,
 )
 from mtljax.ablation.statistics.rows import Row, surroundings
 from mtljax.ablation.statistics.summary import Summary, reference, summarize
-from mtljax.ablation.statistics.tables import shown, text_table, unit
+from mtljax.ablation.statistics.tables import pareto_table, shown, text_table, unit
 from mtljax.ablation.statistics.tidy import COLUMNS, CURVES, columns, curves, tidy
 from mtljax.ablation.statistics.verdict import verdict
 from mtljax.ablation.statistics.walltime import EqualTime, TimedRow, equal_time
@@ -73,6 +74,7 @@ __all__ = [
     "columns",
     "compare",
     "contestants",
+    "counts_by_method",
     "csv_text",
     "curves",
     "delta_m",
@@ -85,6 +87,7 @@ __all__ = [
     "paired_difference",
     "pareto",
     "pareto_optimal",
+    "pareto_table",
     "read_tables",
     "reference",
     "row_name",

@@ -36,7 +36,8 @@ class Candidate:
 
     Attributes:
       kind: "multi", or "single" for one network per task.
-      role: "method", "scalarization" for the tuned weights every method is compared with, or "single".
+      role: "method", "scalarization" for the tuned weights every method is compared with, or "single" for what Δm is
+        measured against.
       method: label of the method.
       optimizer: label of the optimizer.
       condition: values of the fields that are compared.

@@ -125,6 +125,21 @@ def pareto(summary: Summary, axis: str = "optimizer", *, over: str = "settings")
     return Pareto(axis, tuple(points), tuple(_counts(points, axis)))
 
 
+def counts_by_method(found: Pareto) -> dict[str, tuple[ParetoCount, ...]]:
+    """The counts of each method by value of the axis, in all words table A2 of arXiv:2311.04698.
+
+    Args:
+      found: of `pareto`, with another axis than "method".
+
+    Returns:
+      The counts by method, sorted by name.
+    """
+    groups: dict[str, list[ParetoPoint]] = {}
+    for point in found.points:
+        groups.setdefault(point.candidate.method, []).append(point)
+    return {method: tuple(_counts(groups[method], found.axis)) for method in sorted(groups)}
+
+
 class _Run(NamedTuple):
     candidate: Candidate
     seed: int | None

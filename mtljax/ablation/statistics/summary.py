@@ -83,7 +83,7 @@ def summarize(records: Sequence[Record], *, command: str = "mtljax ablate CONFIG
         methods.setdefault((row.kind, row.method, frozen(row.condition)), []).append(row)
     chosen = {id(choose(group)) for group in methods.values()}
     rows = [dataclasses.replace(row, selected=id(row) in chosen) for row in rows]
-    references = [row for row in rows if row.kind == SINGLE and row.selected]
+    references = [row for row in rows if row.role == SINGLE and row.selected]
     rows = [with_delta_m(row, nearest(references, row), directions) for row in rows]
     ranks = {
         id(row): rank for group in together(rows) for row, rank in zip(group, _ranks(group, directions), strict=True)
@@ -104,7 +104,7 @@ def summarize(records: Sequence[Record], *, command: str = "mtljax ablate CONFIG
 
 def reference(summary: Summary, row: Candidate) -> Row | None:
     """The single-task row that Δm of a row is measured against; None when it is missing."""
-    return nearest([other for other in summary.rows if other.kind == SINGLE and other.selected], row)
+    return nearest([other for other in summary.rows if other.role == SINGLE and other.selected], row)
 
 
 def together(rows: Iterable[Row]) -> list[list[Row]]:
@@ -123,7 +123,7 @@ def _ranks(rows: Sequence[Row], directions: Mapping[Key, bool]) -> list[float]:
 
 
 def _problem(rows: Sequence[Row], references: Sequence[Row], command: str) -> str | None:
-    where, concerned = "", [row for row in rows if row.kind == SINGLE]
+    where, concerned = "", [row for row in rows if row.role == SINGLE]
     if not concerned:
         command = _with(command, "--baselines=true")
     if references:

@@ -3,9 +3,11 @@
 import math
 from typing import TYPE_CHECKING
 
+from mtljax.ablation.statistics.candidates import SINGLE
 from mtljax.ablation.statistics.files import csv_text as csv_text
 from mtljax.ablation.statistics.intervals import Interval
 from mtljax.ablation.statistics.labels import method_text, optimizer_text
+from mtljax.ablation.statistics.pareto import counts_by_method, pareto
 from mtljax.ablation.statistics.rows import Row
 from mtljax.ablation.statistics.summary import Summary
 
@@ -60,6 +62,42 @@ def milliseconds(row: Row) -> str:
     """Time of a step in milliseconds, a dash where it was not measured or several runs were at once."""
     value = 1000 * row.seconds_per_step
     return "–" if math.isnan(value) else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def pareto_table(summary: Summary) -> "Table | None":
+    """Pareto-optimal settings by method and optimizer, for a terminal; None with one optimizer or one method.
+
+    Args:
+      summary: of the study.
+
+    Returns:
+      The table: of all settings of a method, and in brackets of those that no run of another optimizer dominates.
+    """
+    from rich import box
+    from rich.table import Table
+
+    if not any(c.seeds for row in summary.rows if row.kind != SINGLE for c in row.candidates):
+        return None
+    found = pareto(summary, "optimizer")
+    methods = counts_by_method(found)
+    if len(found.counts) < 2 or len(methods) < 2:
+        return None
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        caption="Pareto-optimal over the test metrics, of so many settings; in brackets: not dominated by a run of "
+        "another optimizer",
+        caption_justify="left",
+        pad_edge=False,
+    )
+    table.add_column("method", overflow="fold")
+    for count in found.counts:
+        table.add_column(count.value, justify="right", overflow="fold")
+    for name, counts in [*methods.items(), ("all", found.counts)]:
+        own = {count.value: f"{count.full} of {count.runs} ({count.other})" for count in counts}
+        table.add_row(
+            name, *(own.get(count.value, "") for count in found.counts), style="bold" if name == "all" else None
+        )
+    return table
 
 
 def text_table(summary: Summary) -> "Table":

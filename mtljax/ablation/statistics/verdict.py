@@ -135,8 +135,8 @@ def _equal_budget(summary: Summary) -> list[str]:
         difference = _in_words(row_name(found.row), found.difference)
         groups.setdefault((found.settings, found.of, where), []).append(difference)
     sentences = [
-        f"With {n} setting{'s' * (n > 1)}, drawn at random from its {of}, scalarization would be expected at Δm {where}; "
-        f"against that: {joined(differences, _MOST)}."
+        f"With {n} setting{'s' * (n > 1)}, drawn at random from its {of}, scalarization would be expected at Δm "
+        f"{where}; against that: {joined(differences, _MOST)}."
         for (n, of, where), differences in groups.items()
     ]
     return [f"At equal budget, not corrected for the number of comparisons: {' '.join(sentences)}"] if groups else []

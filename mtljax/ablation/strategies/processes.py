@@ -12,6 +12,7 @@ from typing import Any
 
 from mtljax.ablation.cell import Cell, Context, Record, StudyInterruptedError, run_in
 from mtljax.ablation.strategies.dispatch import WorkerLostError, Workers, dispatch, jax_options, use_jax_options
+from mtljax.training.probing import Probe
 
 _PATIENCE_SECONDS = 10  # how long a worker that is asked to end may take
 
@@ -19,10 +20,10 @@ _PATIENCE_SECONDS = 10  # how long a worker that is asked to end may take
 class _Worker:
     """A process that runs the cells sent to it until its pipe is closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, probe: Probe | None) -> None:
         spawn = multiprocessing.get_context("spawn")  # a fork of a process that has used jax hangs
         self.connection, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=_work, args=(theirs, jax_options()), daemon=True)
+        self.process = spawn.Process(target=_work, args=(theirs, jax_options(), probe), daemon=True)
         self.process.start()
         theirs.close()  # so that the pipe ends when the process does
         self.ready = False
@@ -45,7 +46,8 @@ def processes(cells: Sequence[Cell], context: Context) -> Generator[Record, None
       ChildProcessError: if the processes cannot start.
     """
     jobs = min(context.jobs or cores(), len(cells))
-    yield from dispatch(cells, jobs, Workers(_Worker, _send, _replies, _stop), context)
+    workers = Workers(lambda: _Worker(context.probe), _send, _replies, _stop)
+    yield from dispatch(cells, jobs, workers, context)
 
 
 def cores() -> int:
@@ -103,12 +105,12 @@ def _stop(worker: _Worker) -> None:
     worker.process.close()
 
 
-def _work(connection: Any, options: dict[str, Any]) -> None:
+def _work(connection: Any, options: dict[str, Any], probe: Probe | None) -> None:
     """What a process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the parent decides
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several may share a GPU
     use_jax_options(options)
-    context = Context()
+    context = Context(probe=probe)
     try:
         connection.send(None)
         while True:

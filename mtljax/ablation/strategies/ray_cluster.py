@@ -12,6 +12,7 @@ from typing import Any
 
 from mtljax.ablation.cell import Cell, Context, Record, StudyInterruptedError, run_in
 from mtljax.ablation.strategies.dispatch import WorkerLostError, Workers, dispatch, jax_options, use_jax_options
+from mtljax.training.probing import Probe
 
 _OBJECT_STORE_BYTES = 200_000_000  # records are small
 _REACH_SECONDS = 5
@@ -20,9 +21,9 @@ _REACH_SECONDS = 5
 class _Runner:
     """An actor: a process of the cluster that runs cells."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, options: dict[str, Any], probe: Probe | None) -> None:
         use_jax_options(options)
-        self.context = Context()
+        self.context = Context(probe=probe)
 
     def run(self, cell: Cell) -> Record:
         return run_in(cell, self.context)
@@ -63,7 +64,7 @@ def ray_cluster(cells: Sequence[Cell], context: Context) -> Generator[Record, No
             ready, _ = ray.wait(list(of), timeout=seconds)
             return [(of[reference], _reply(ray, reference)) for reference in ready]
 
-        workers = Workers(lambda: actor.remote(jax_options()), send, replies, ray.kill)
+        workers = Workers(lambda: actor.remote(jax_options(), context.probe), send, replies, ray.kill)
         yield from dispatch(cells, jobs, workers, context)
 
 

@@ -84,7 +84,9 @@ def _run(
         context.progress.cell(cell.name)
     start = time.perf_counter()
     configs = [cell.config for cell in cells]
-    results = train_block(configs, states, data=data, block=block, size=size, progress=context.progress.run)
+    results = train_block(
+        configs, states, data=data, block=block, size=size, progress=context.progress.run, probe=context.probe
+    )
     seconds = (time.perf_counter() - start) / len(cells)
     records = []
     for cell, result in zip(cells, results, strict=True):

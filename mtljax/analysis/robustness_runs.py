@@ -1,0 +1,409 @@
+"""Corruption robustness of finished training runs: multi-task methods against single-task runs of the same seed.
+
+Reads the directories that `mtljax train` writes, keeps what it finds in each as `robustness.json`, and compares them.
+Imports training and the statistics of studies; `mtljax.analysis` does not import it, to stay quick.
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mtljax import tasks as task_kinds
+from mtljax.ablation.statistics.intervals import Interval, t_interval
+from mtljax.analysis.corruptions import require_images
+from mtljax.analysis.robustness import (
+    CorruptedData,
+    Measured,
+    Robustness,
+    corrupted_data,
+    measure,
+    measuring,
+    robustness_deltas,
+)
+from mtljax.tasks import Task
+from mtljax.training.config import TrainConfig, differences, to_dict
+from mtljax.training.logs import finite, write_atomically
+from mtljax.training.loop import load_data
+from mtljax.training.workdir import Loaded, load, read_config
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RESULT = "robustness.json"
+_PROTOCOL = 1  # counts the changes to corruptions or measurement that make kept results stale
+
+
+@dataclasses.dataclass(frozen=True)
+class RobustnessConfig:
+    """How runs are measured; what it was is kept with each result.
+
+    Attributes:
+      num_train: training examples the heads are fine-tuned on.
+      num_test: test examples.
+      epochs: passes of the fine-tuning.
+      learning_rate: of Adam.
+      batch_size: of the fine-tuning.
+      seed: of the corruptions and the order of the examples, the same for all runs.
+    """
+
+    num_train: int = 6000
+    num_test: int = 2000
+    epochs: int = 5
+    learning_rate: float = 1e-3
+    batch_size: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        for name in ("num_train", "num_test", "epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}")
+
+
+class Run(NamedTuple):
+    """A run directory.
+
+    Attributes:
+      directory: where.
+      config: its config.
+      tasks: the tasks it was trained on.
+    """
+
+    directory: Path
+    config: TrainConfig
+    tasks: dict[str, Task]
+
+
+class Comparison(NamedTuple):
+    """A multi-task method against single-task networks of the same seeds.
+
+    Attributes:
+      method: its name, with what else distinguishes it among the runs.
+      seeds: the seeds.
+      tasks: by task, δ_t and its interval over the seeds.
+      mean: of the tasks, likewise.
+      cells: (C, 5) what each corruption and severity adds, the mean over tasks and seeds.
+      corruptions: their C names.
+    """
+
+    method: str
+    seeds: tuple[int, ...]
+    tasks: dict[str, Interval]
+    mean: Interval
+    cells: np.ndarray
+    corruptions: tuple[str, ...]
+
+
+def read_runs(directories: Sequence[str | Path]) -> list[Run]:
+    """Reads the configs of runs and checks, before any work, that they can be compared.
+
+    Args:
+      directories: of runs: multi-task ones, and for each seed of these a single-task run of every task.
+
+    Returns:
+      The runs.
+
+    Raises:
+      ValueError: if a directory holds no run, its inputs are no images, the data sets or networks differ, a run has no
+        single-task baseline or two, or there is no multi-task run.
+    """
+    if not directories:
+        raise ValueError("give the directories of runs made by mtljax train")
+    runs = []
+    for directory in dict.fromkeys(Path(each) for each in directories):
+        config, spec = read_config(directory)
+        try:
+            require_images((1, *spec["inputs"]["shape"]), np.dtype(spec["inputs"]["dtype"]))
+        except ValueError as error:
+            raise ValueError(f"{directory}: {error}") from None
+        runs.append(Run(directory, config, {name: task_kinds.from_spec(task) for name, task in spec["tasks"].items()}))
+    for run in runs[1:]:
+        for part in ("data", "model"):
+            if getattr(run.config, part) != getattr(runs[0].config, part):
+                raise ValueError(
+                    f"{run.directory} and {runs[0].directory} differ in {part}: compare runs that share data and model"
+                )
+    _baselines(runs)
+    if not _multi(runs):
+        raise ValueError("all runs are of a single task: give multi-task runs to compare them with, too")
+    labels(runs)
+    return runs
+
+
+def _multi(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if len(run.tasks) > 1]
+
+
+def _baselines(runs: Sequence[Run]) -> dict[tuple[str, int], Run]:
+    """The single-task runs by task and seed, checked to be there for all multi-task runs."""
+    single: dict[tuple[str, int], Run] = {}
+    for run in runs:
+        if len(run.tasks) == 1:
+            key = next(iter(run.tasks)), run.config.seed
+            if key in single:
+                raise ValueError(
+                    f"{single[key].directory} and {run.directory} are both single-task runs of task {key[0]!r} with "
+                    f"seed {key[1]}: give one of them"
+                )
+            single[key] = run
+    for run in _multi(runs):
+        for task in run.tasks:
+            if (task, run.config.seed) not in single:
+                raise ValueError(
+                    f"{run.directory} has no single-task baseline of task {task!r} with seed {run.config.seed}: train "
+                    f"one with mtljax train CONFIG --tasks='(\"{task}\",)' --seed={run.config.seed}, and give its "
+                    "directory too"
+                )
+    return single
+
+
+def labels(runs: Sequence[Run]) -> dict[Path, str]:
+    """What multi-task runs are called: the method, and the fields of the config in which runs of a method differ."""
+    groups: dict[str, list[Run]] = {}
+    for run in _multi(runs):
+        groups.setdefault(run.config.method.name, []).append(run)
+    found, seen = {}, {}
+    for method, members in groups.items():
+        configs = [_compared(run.config) for run in members]
+        fields = sorted({name for config in configs for name in differences(configs[0], config)})
+        for run, config in zip(members, configs, strict=True):
+            values = ", ".join(f"{name.rpartition('.')[2]} {_field(config, name)}" for name in fields)
+            label = f"{method} ({values})" if fields else method
+            if (label, run.config.seed) in seen:
+                other = seen[label, run.config.seed]
+                raise ValueError(f"{other} and {run.directory} are the same run, {label} with seed {run.config.seed}")
+            seen[label, run.config.seed] = run.directory
+            found[run.directory] = label
+    return found
+
+
+def _compared(config: TrainConfig) -> dict[str, Any]:
+    values = to_dict(config)
+    hidden = ("name", "seed", "checkpoints", "tensorboard", "log_every", "evaluate_every", "devices", "parallel")
+    return {name: value for name, value in values.items() if name not in hidden}
+
+
+def _field(config: Mapping[str, Any], path: str) -> Any:
+    for part in path.split("."):
+        config = config.get(part, {}) if isinstance(config, Mapping) else {}
+    return "default" if config == {} else config
+
+
+def measure_runs(
+    runs: Sequence[Run],
+    config: RobustnessConfig | None = None,
+    *,
+    force: bool = False,
+    line: Callable[[str], None] = lambda text: None,
+) -> dict[Path, Robustness]:
+    """Measures runs, each kept in its directory as soon as it is done.
+
+    Args:
+      runs: from `read_runs`.
+      config: how.
+      force: measure again what is kept.
+      line: told what is done, and how long the rest will take.
+
+    Returns:
+      What was found, by directory. Where a result of this network and config is kept, that.
+
+    Raises:
+      ValueError: if a run holds no readable checkpoint.
+    """
+    config = config or RobustnessConfig()
+    found, left = {}, []
+    for run in runs:
+        network = load(run.directory)
+        key = {"protocol": _PROTOCOL, "network": _digest(network), "options": dataclasses.asdict(config)}
+        kept = None if force else _kept(run.directory / RESULT, key)
+        if kept is None:
+            left.append((run, network, key))
+        else:
+            found[run.directory] = kept
+    if found:
+        line(f"{len(found)} of {len(runs)} runs were measured before: kept (--force measures them again)")
+    if not left:
+        return found
+    data = _data(runs, config)
+    compiled: dict[str, Measured] = {}
+    start = time.perf_counter()
+    for done, (run, network, key) in enumerate(left, 1):
+        before = time.perf_counter()
+        result = _measured(network, data, config, compiled)
+        record = {**key, "seconds": round(time.perf_counter() - before, 1), **result._asdict()}
+        write_atomically(run.directory / RESULT, json.dumps(finite(record), indent=1) + "\n")
+        found[run.directory] = result
+        rest = (time.perf_counter() - start) / done * (len(left) - done)
+        line(f"{done} of {len(left)}: {run.directory}, {record['seconds']:.0f} s; about {rest:.0f} s left")
+    return found
+
+
+def _data(runs: Sequence[Run], config: RobustnessConfig) -> CorruptedData:
+    splits = load_data(dataclasses.replace(runs[0].config, tasks=())).splits
+    for name, count, split in (
+        ("num_train", config.num_train, splits["train"]),
+        ("num_test", config.num_test, splits["test"]),
+    ):
+        if count > split.num_examples:
+            raise ValueError(f"{name} is {count}, but the data set has {split.num_examples}: ask for as many at most")
+    return corrupted_data(
+        splits["train"], splits["test"], seed=config.seed, num_train=config.num_train, num_test=config.num_test
+    )
+
+
+def _measured(
+    network: Loaded, data: CorruptedData, config: RobustnessConfig, compiled: dict[str, Measured]
+) -> Robustness:
+    model, params = network.model, {**network.params, "state": network.model_state}
+    structure = json.dumps([dataclasses.asdict(network.config.model), sorted(network.tasks)], sort_keys=True)
+    if structure not in compiled:
+        compiled[structure] = measuring(
+            model.decode,
+            params,
+            network.tasks,
+            encode=lambda params, images: model.encode(params, params["state"], images)[0],
+            learning_rate=config.learning_rate,
+        )
+    return measure(
+        compiled[structure], params, data, epochs=config.epochs, batch_size=config.batch_size, seed=config.seed
+    )
+
+
+def _digest(network: Loaded) -> str:
+    """Of the parameters: a run that was trained on has another."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves((network.params, network.model_state)):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _kept(path: Path, key: Mapping[str, Any]) -> Robustness | None:
+    try:
+        record = json.loads(path.read_text())
+        if any(record[name] != value for name, value in key.items()):
+            return None
+        return Robustness(*(_numbers(record[name]) for name in Robustness._fields))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _numbers(values: Any) -> Any:
+    """Metrics from JSON, where null stands for NaN; names stay in their order."""
+    if isinstance(values, dict):
+        return {name: _numbers(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [_numbers(value) for value in values]
+    return float("nan") if values is None else float(values)
+
+
+def compare(runs: Sequence[Run], found: Mapping[Path, Robustness]) -> list[Comparison]:
+    """Compares each multi-task method with the single-task runs of the same seeds.
+
+    Args:
+      runs: from `read_runs`.
+      found: from `measure_runs`.
+
+    Returns:
+      A comparison for each method, in the order of the runs; intervals are Student's over the seeds, at 95%.
+    """
+    single, called = _baselines(runs), labels(runs)
+    groups: dict[str, list[Run]] = {}
+    for run in _multi(runs):
+        groups.setdefault(called[run.directory], []).append(run)
+    comparisons = []
+    for label, members in groups.items():
+        deltas = []
+        for run in members:
+            baselines = {task: found[single[task, run.config.seed].directory] for task in run.tasks}
+            deltas.append(robustness_deltas(found[run.directory], baselines, run.tasks))
+        by_task = {task: t_interval([delta[task].mean() for delta in deltas]) for task in members[0].tasks}
+        mean = t_interval([float(np.mean([each.mean() for each in delta.values()])) for delta in deltas])
+        cells = np.mean([list(delta.values()) for delta in deltas], axis=(0, 1))
+        seeds = tuple(sorted(run.config.seed for run in members))
+        corruptions = tuple(found[members[0].directory].corrupted)
+        comparisons.append(Comparison(label, seeds, by_task, mean, cells, corruptions))
+    return comparisons
+
+
+def sign(interval: Interval) -> str:
+    """What the interval of a δ says."""
+    if interval.high < 0:
+        return "more robust"
+    return "less robust" if interval.low > 0 else "undecided"
+
+
+def averages(runs: Sequence[Run], found: Mapping[Path, Robustness]) -> dict[str, dict[str, tuple[float, float]]]:
+    """The primary metric by method and task, clean and over all corruptions, means over seeds; single-task first."""
+    called = labels(runs)
+    values: dict[str, dict[str, list[tuple[float, float]]]] = {"single-task": {}}
+    for run in runs:
+        result = found[run.directory]
+        for name, task in run.tasks.items():
+            metric = task.metrics[0].name
+            corrupted = [each[name][metric] for by_severity in result.corrupted.values() for each in by_severity]
+            pair = result.clean[name][metric], float(np.mean(corrupted))
+            values.setdefault(called.get(run.directory, "single-task"), {}).setdefault(name, []).append(pair)
+    return {
+        label: {name: tuple(np.mean(pairs, axis=0).tolist()) for name, pairs in sorted(tasks.items())}
+        for label, tasks in values.items()
+    }
+
+
+def consistent(comparisons: Sequence[Comparison]) -> str:
+    """What the comparisons say of "mixed signs, no consistent benefit", the claim of arXiv:2311.04698.
+
+    Decided by the mean δ over tasks and its 95% interval over seeds alone: "not reproduced" if the intervals of all
+    methods lie below 0, or all above; "reproduced" if one lies below and another above; else "not decided".
+
+    Returns:
+      One of these three.
+    """
+    below = [each.mean.high < 0 for each in comparisons]
+    above = [each.mean.low > 0 for each in comparisons]
+    if all(below) or all(above):
+        return "not reproduced"
+    return "reproduced" if any(below) and any(above) else "not decided"
+
+
+def plot_robustness(comparisons: Sequence[Comparison]) -> "Figure":
+    """Draws δ by task with intervals, and what each corruption adds.
+
+    Args:
+      comparisons: from `compare`.
+
+    Returns:
+      A matplotlib figure; `figure.savefig(path)` writes it.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 1.8 + 0.5 * len(comparisons)), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(2, 3))
+    places = np.arange(len(comparisons))
+    tasks = list(comparisons[0].tasks)
+    for k, task in enumerate(tasks):
+        at = places + 0.5 * ((k + 0.5) / len(tasks) - 0.5)
+        intervals = [each.tasks.get(task, Interval(np.nan, np.nan, 0)) for each in comparisons]
+        widths = np.nan_to_num([each.half_width for each in intervals])
+        left.errorbar([each.mean for each in intervals], at, xerr=widths, fmt="o", capsize=3, label=task)
+    left.axvline(0, color="black", linewidth=0.8)
+    left.set(xlabel="δ: below 0 the multi-task network is more robust")
+    left.legend(fontsize=8)
+    cells = np.array([each.cells.mean(1) for each in comparisons])
+    largest = np.abs(cells).max() or 1.0
+    shown = right.imshow(cells, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
+    figure.colorbar(shown, ax=right, label="δ by corruption")
+    words = [name.replace("_", " ") for name in comparisons[0].corruptions]
+    right.set_xticks(np.arange(len(words)), words, rotation=60, ha="right", fontsize=8)
+    for panel in (left, right):
+        panel.set_yticks(places, [each.method for each in comparisons])
+    left.set_ylim(len(comparisons) - 0.5, -0.5)
+    return figure

@@ -1,0 +1,141 @@
+"""`mtljax analyze conflicts`."""
+
+import argparse
+import dataclasses
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from mtljax.ablation import StudyConfig, StudyInterruptedError, run_study
+from mtljax.ablation.progress import study_bar
+from mtljax.ablation.report.conflicts import by_epoch, overview
+from mtljax.ablation.statistics import Interval
+from mtljax.analysis import sample_probe
+from mtljax.analysis.conflict_runs import (
+    ANGLE_RULE,
+    MAGNITUDE_RULE,
+    EpochConflicts,
+    Histories,
+    angle_verdict,
+    magnitude_verdict,
+    over_epochs,
+    read_runs,
+)
+from mtljax.analysis.epoch_probe import EVERY
+from mtljax.commands.output import INTERRUPTED, console
+from mtljax.training.compilation import kept_programs
+from mtljax.training.config import TrainConfig, load_config
+from mtljax.training.overrides import override
+
+_SEEDS = (0, 1, 2)  # of a config of one run
+
+
+def conflicts(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Prints what the probes of some runs saw, an epoch a row; trains those given as configs."""
+    start = time.perf_counter()
+    directories = []
+    try:
+        for given in options.runs:
+            directories.append(_trained(given, overrides) if Path(given).suffix == ".py" else Path(given))
+    except (StudyInterruptedError, KeyboardInterrupt) as interrupted:
+        signal_name = str(interrupted) or "SIGINT"
+        again = shlex.join(["mtljax", "analyze", "conflicts", *options.runs, *overrides])
+        print(f"{signal_name}: finished runs are kept; continue with: {again}", file=sys.stderr)
+        return INTERRUPTED[signal_name]
+    groups = read_runs(directories)
+    show(groups, options.figure)
+    console(120).print(f"{time.perf_counter() - start:.0f} s", highlight=False)
+    return 0
+
+
+def show(groups: Mapping[str, Histories], figure: str | None = None) -> None:
+    """Prints the table and the verdicts, and draws if asked to.
+
+    Args:
+      groups: log records by seed, by what was trained.
+      figure: the file to draw into.
+    """
+    found = {name: over_epochs(histories) for name, histories in groups.items()}
+    out = console(160)
+    out.print(_table(found, {name: len(histories) for name, histories in groups.items()}))
+    out.print(
+        "Means over seeds ± half of their 95% intervals, between tasks on one example and between examples for one "
+        "task; difference: the first minus the second, paired by seed.",
+        highlight=False,
+    )
+    out.print("Claim: magnitudes are less alike between tasks than between examples, in every epoch.", highlight=False)
+    for name, epochs in found.items():
+        out.print(f"  {name}: {magnitude_verdict(epochs)}", highlight=False)
+    out.print("Claim: angles show no such order. In the last epoch 95% of the cosines lie", highlight=False)
+    for name, epochs in found.items():
+        tasks, samples = (f"from {low:.2f} to {high:.2f}" for low, high in epochs[-1].cosines.values())
+        out.print(f"  {name}: {tasks} between tasks, {samples} between examples", highlight=False)
+    out.print(f"  all together: {angle_verdict(found.values())}", highlight=False)
+    out.print(f"{MAGNITUDE_RULE}\n{ANGLE_RULE}", highlight=False, style="dim")
+    if figure is not None:
+        path = Path(figure)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        overview({name: by_epoch(list(histories.values())) for name, histories in groups.items()}).savefig(
+            path, dpi=110
+        )
+        out.print(f"figure: {path}", highlight=False, soft_wrap=True)
+
+
+def _trained(path: str, overrides: list[str]) -> Path:
+    """Runs what is missing of a config, a run of which becomes a study of three seeds; the directory of the study."""
+    study: Any = load_config(path)
+    if isinstance(study, TrainConfig):
+        study = StudyConfig(
+            name=study.name,
+            base=study,
+            methods=(study.method,),
+            optimizers=(study.optimizer,),
+            seeds=_SEEDS,
+            baselines=False,
+            weight_grid=0,
+        )
+    if not isinstance(study, StudyConfig):
+        raise ValueError(
+            f"{path} returns a {type(study).__name__}; mtljax analyze conflicts needs a TrainConfig or a StudyConfig"
+        )
+    study = override(study, overrides)
+    base = dataclasses.replace(study.base, probe_every=study.base.probe_every or EVERY)
+    study = dataclasses.replace(study, base=base)
+    directory = Path("runs") / f"{study.name}-conflicts"
+    command = shlex.join(["mtljax", "analyze", "conflicts", path, *overrides])
+    with kept_programs(), study_bar() as progress:
+        run_study(study, directory, command=command, progress=progress, probe=sample_probe)
+    return directory
+
+
+def _table(found: Mapping[str, list[EpochConflicts]], seeds: Mapping[str, int]) -> Table:
+    table = Table(title="how alike gradients of single examples are, over the shared parameters")
+    for column in ("trained", "seeds", "epoch"):
+        table.add_column(column)
+    for measure in ("magnitude", "cosine"):
+        for column in (f"{measure}:\ntasks", "\nexamples", "\ndifference"):
+            table.add_column(column, justify="right")
+    for column in ("opposite\nsigns: tasks", "\nexamples"):
+        table.add_column(column, justify="right")
+    for name, epochs in found.items():
+        for epoch in epochs:
+            row = [name, str(seeds[name]), f"{epoch.epoch:g}"]
+            for measure in ("magnitude", "cosine"):
+                row += [_text(epoch.between_tasks[measure]), _text(epoch.between_samples[measure])]
+                row.append(_text(epoch.difference[measure].interval, "+"))
+            signs = (epoch.between_tasks["sign_conflict"].mean, epoch.between_samples["sign_conflict"].mean)
+            table.add_row(*row, *(f"{mean:.3f}" for mean in signs))
+        table.add_section()
+    return table
+
+
+def _text(interval: Interval, sign: str = "") -> str:
+    if not interval.n:
+        return "–"
+    width = f"±{interval.half_width:.3f}" if interval.n > 1 else ""
+    return f"{interval.mean:{sign}.3f}{width}"
