@@ -6,9 +6,9 @@ watch a training), `scale_invariance` (what constant factors on the losses chang
 can be trusted) and `landscape` (losses along random directions, and their picture). They take the `losses_fn` and
 `params` of `mtl.task_gradients` and know nothing of configs or runs. `corruptions` makes noisy, blurred and weathered
 images, `robustness` measures how well a network stands them; `robustness_runs` does that for finished runs, and alone
-here imports training; it and `claims`, which holds what papers say against numbers over seeds, import the statistics of
-studies. `toy` and `scale_experiment` are two small experiments with these, on a function and a network of their own.
-Imports gradients, tasks and data, the two experiments methods too.
+here imports training; `robustness_verdict`, which compares them, and `claims`, which holds what papers say against
+numbers over seeds, import the statistics of studies. `toy` and `scale_experiment` are two small experiments with these,
+on a function and a network of their own. Imports gradients, tasks and data, the two experiments methods too.
 
 Diagnose a model of your own, here with a batch of pairs `(x, targets)`:
 

@@ -1,7 +1,7 @@
-"""Corruption robustness of finished training runs: multi-task methods against single-task runs of the same seed.
+"""Corruption robustness of finished training runs: which can be compared, and what each is measured to be.
 
-Reads the directories that `mtljax train` writes, keeps what it finds in each as `robustness.json`, and compares them.
-Imports training and the statistics of studies; `mtljax.analysis` does not import it, to stay quick.
+Reads the directories that `mtljax train` writes and keeps what it finds in each as `robustness.json`;
+`robustness_verdict` compares. Imports training; `mtljax.analysis` does not import it, to stay quick.
 """
 
 import dataclasses
@@ -10,13 +10,12 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from mtljax import tasks as task_kinds
-from mtljax.ablation.statistics.intervals import Interval, t_interval
 from mtljax.analysis.corruptions import require_images
 from mtljax.analysis.robustness import (
     CorruptedData,
@@ -25,16 +24,12 @@ from mtljax.analysis.robustness import (
     corrupted_data,
     measure,
     measuring,
-    robustness_deltas,
 )
 from mtljax.tasks import Task
 from mtljax.training.config import TrainConfig, differences, to_dict
 from mtljax.training.logs import finite, write_atomically
 from mtljax.training.loop import load_data
 from mtljax.training.workdir import Loaded, load, read_config
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 RESULT = "robustness.json"
 _PROTOCOL = 1  # counts the changes to corruptions or measurement that make kept results stale
@@ -83,26 +78,6 @@ class Run(NamedTuple):
     tasks: dict[str, Task]
 
 
-class Comparison(NamedTuple):
-    """A multi-task method against single-task networks of the same seeds.
-
-    Attributes:
-      method: its name, with what else distinguishes it among the runs.
-      seeds: the seeds.
-      tasks: by task, δ_t and its interval over the seeds.
-      mean: of the tasks, likewise.
-      cells: (C, 5) what each corruption and severity adds, the mean over tasks and seeds.
-      corruptions: their C names.
-    """
-
-    method: str
-    seeds: tuple[int, ...]
-    tasks: dict[str, Interval]
-    mean: Interval
-    cells: np.ndarray
-    corruptions: tuple[str, ...]
-
-
 def read_runs(directories: Sequence[str | Path]) -> list[Run]:
     """Reads the configs of runs and checks, before any work, that they can be compared.
 
@@ -132,18 +107,19 @@ def read_runs(directories: Sequence[str | Path]) -> list[Run]:
                 raise ValueError(
                     f"{run.directory} and {runs[0].directory} differ in {part}: compare runs that share data and model"
                 )
-    _baselines(runs)
-    if not _multi(runs):
+    baselines(runs)
+    if not multi_task(runs):
         raise ValueError("all runs are of a single task: give multi-task runs to compare them with, too")
     labels(runs)
     return runs
 
 
-def _multi(runs: Sequence[Run]) -> list[Run]:
+def multi_task(runs: Sequence[Run]) -> list[Run]:
+    """The runs of several tasks."""
     return [run for run in runs if len(run.tasks) > 1]
 
 
-def _baselines(runs: Sequence[Run]) -> dict[tuple[str, int], Run]:
+def baselines(runs: Sequence[Run]) -> dict[tuple[str, int], Run]:
     """The single-task runs by task and seed, checked to be there for all multi-task runs."""
     single: dict[tuple[str, int], Run] = {}
     for run in runs:
@@ -155,7 +131,7 @@ def _baselines(runs: Sequence[Run]) -> dict[tuple[str, int], Run]:
                     f"seed {key[1]}: give one of them"
                 )
             single[key] = run
-    for run in _multi(runs):
+    for run in multi_task(runs):
         for task in run.tasks:
             if (task, run.config.seed) not in single:
                 raise ValueError(
@@ -169,7 +145,7 @@ def _baselines(runs: Sequence[Run]) -> dict[tuple[str, int], Run]:
 def labels(runs: Sequence[Run]) -> dict[Path, str]:
     """What multi-task runs are called: the method, and the fields of the config in which runs of a method differ."""
     groups: dict[str, list[Run]] = {}
-    for run in _multi(runs):
+    for run in multi_task(runs):
         groups.setdefault(run.config.method.name, []).append(run)
     found, seen = {}, {}
     for method, members in groups.items():
@@ -303,107 +279,3 @@ def _numbers(values: Any) -> Any:
     if isinstance(values, list):
         return [_numbers(value) for value in values]
     return float("nan") if values is None else float(values)
-
-
-def compare(runs: Sequence[Run], found: Mapping[Path, Robustness]) -> list[Comparison]:
-    """Compares each multi-task method with the single-task runs of the same seeds.
-
-    Args:
-      runs: from `read_runs`.
-      found: from `measure_runs`.
-
-    Returns:
-      A comparison for each method, in the order of the runs; intervals are Student's over the seeds, at 95%.
-    """
-    single, called = _baselines(runs), labels(runs)
-    groups: dict[str, list[Run]] = {}
-    for run in _multi(runs):
-        groups.setdefault(called[run.directory], []).append(run)
-    comparisons = []
-    for label, members in groups.items():
-        deltas = []
-        for run in members:
-            baselines = {task: found[single[task, run.config.seed].directory] for task in run.tasks}
-            deltas.append(robustness_deltas(found[run.directory], baselines, run.tasks))
-        by_task = {task: t_interval([delta[task].mean() for delta in deltas]) for task in members[0].tasks}
-        mean = t_interval([float(np.mean([each.mean() for each in delta.values()])) for delta in deltas])
-        cells = np.mean([list(delta.values()) for delta in deltas], axis=(0, 1))
-        seeds = tuple(sorted(run.config.seed for run in members))
-        corruptions = tuple(found[members[0].directory].corrupted)
-        comparisons.append(Comparison(label, seeds, by_task, mean, cells, corruptions))
-    return comparisons
-
-
-def sign(interval: Interval) -> str:
-    """What the interval of a δ says."""
-    if interval.high < 0:
-        return "more robust"
-    return "less robust" if interval.low > 0 else "undecided"
-
-
-def averages(runs: Sequence[Run], found: Mapping[Path, Robustness]) -> dict[str, dict[str, tuple[float, float]]]:
-    """The primary metric by method and task, clean and over all corruptions, means over seeds; single-task first."""
-    called = labels(runs)
-    values: dict[str, dict[str, list[tuple[float, float]]]] = {"single-task": {}}
-    for run in runs:
-        result = found[run.directory]
-        for name, task in run.tasks.items():
-            metric = task.metrics[0].name
-            corrupted = [each[name][metric] for by_severity in result.corrupted.values() for each in by_severity]
-            pair = result.clean[name][metric], float(np.mean(corrupted))
-            values.setdefault(called.get(run.directory, "single-task"), {}).setdefault(name, []).append(pair)
-    return {
-        label: {name: tuple(np.mean(pairs, axis=0).tolist()) for name, pairs in sorted(tasks.items())}
-        for label, tasks in values.items()
-    }
-
-
-def consistent(comparisons: Sequence[Comparison]) -> str:
-    """What the comparisons say of "mixed signs, no consistent benefit", the claim of arXiv:2311.04698.
-
-    Decided by the mean δ over tasks and its 95% interval over seeds alone: "not reproduced" if the intervals of all
-    methods lie below 0, or all above; "reproduced" if one lies below and another above; else "not decided".
-
-    Returns:
-      One of these three.
-    """
-    below = [each.mean.high < 0 for each in comparisons]
-    above = [each.mean.low > 0 for each in comparisons]
-    if all(below) or all(above):
-        return "not reproduced"
-    return "reproduced" if any(below) and any(above) else "not decided"
-
-
-def plot_robustness(comparisons: Sequence[Comparison]) -> "Figure":
-    """Draws δ by task with intervals, and what each corruption adds.
-
-    Args:
-      comparisons: from `compare`.
-
-    Returns:
-      A matplotlib figure; `figure.savefig(path)` writes it.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 1.8 + 0.5 * len(comparisons)), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(2, 3))
-    places = np.arange(len(comparisons))
-    tasks = list(comparisons[0].tasks)
-    for k, task in enumerate(tasks):
-        at = places + 0.5 * ((k + 0.5) / len(tasks) - 0.5)
-        intervals = [each.tasks.get(task, Interval(np.nan, np.nan, 0)) for each in comparisons]
-        widths = np.nan_to_num([each.half_width for each in intervals])
-        left.errorbar([each.mean for each in intervals], at, xerr=widths, fmt="o", capsize=3, label=task)
-    left.axvline(0, color="black", linewidth=0.8)
-    left.set(xlabel="δ: below 0 the multi-task network is more robust")
-    left.legend(fontsize=8)
-    cells = np.array([each.cells.mean(1) for each in comparisons])
-    largest = np.abs(cells).max() or 1.0
-    shown = right.imshow(cells, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
-    figure.colorbar(shown, ax=right, label="δ by corruption")
-    words = [name.replace("_", " ") for name in comparisons[0].corruptions]
-    right.set_xticks(np.arange(len(words)), words, rotation=60, ha="right", fontsize=8)
-    for panel in (left, right):
-        panel.set_yticks(places, [each.method for each in comparisons])
-    left.set_ylim(len(comparisons) - 0.5, -0.5)
-    return figure

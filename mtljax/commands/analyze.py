@@ -100,32 +100,36 @@ def corruptions(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def robustness(options: argparse.Namespace, overrides: list[str]) -> int:
     """How much more multi-task runs lose to corruptions than single-task runs do, a row for each method."""
-    from mtljax.analysis import robustness_runs as study
+    from mtljax.analysis import robustness_runs, robustness_verdict
 
     del overrides
     start = time.perf_counter()
     given = {name: getattr(options, name) for name in ("num_train", "num_test", "epochs", "learning_rate", "seed")}
-    config = study.RobustnessConfig(**{name: value for name, value in given.items() if value is not None})
-    runs = study.read_runs(options.runs)
-    found = study.measure_runs(runs, config, force=options.force, line=lambda text: print(text, file=sys.stderr))
-    comparisons = study.compare(runs, found)
+    config = robustness_runs.RobustnessConfig(**{name: value for name, value in given.items() if value is not None})
+    runs = robustness_runs.read_runs(options.runs)
+    found = robustness_runs.measure_runs(
+        runs, config, force=options.force, line=lambda text: print(text, file=sys.stderr)
+    )
+    comparisons = robustness_verdict.compare(runs, found)
     out = console(130)
-    out.print(_metrics(study.averages(runs, found)))
+    out.print(_metrics(robustness_verdict.averages(runs, found)))
     tasks = list(dict.fromkeys(task for each in comparisons for task in each.tasks))
     table = Table(title="δ against single-task runs of the same seed: below 0 the multi-task runs are more robust")
     for column in ("method", "seeds", *tasks, "mean"):
         table.add_column(column)
     for each in comparisons:
         cells = (_interval(each.tasks[task]) if task in each.tasks else "" for task in tasks)
-        table.add_row(each.method, str(len(each.seeds)), *cells, f"{_interval(each.mean)}: {study.sign(each.mean)}")
+        table.add_row(
+            each.method, str(len(each.seeds)), *cells, f"{_interval(each.mean)}: {robustness_verdict.sign(each.mean)}"
+        )
     out.print(table)
     out.print(
         f"± is half of the 95% interval over seeds. Heads fine-tuned on {config.num_train} corrupted examples, "
         f"{config.num_test} test examples in 15 corruptions at 5 severities.",
         highlight=False,
     )
-    out.print(f"no consistent benefit, mixed signs: {study.consistent(comparisons)}", highlight=False)
-    return _done(options, start, lambda: study.plot_robustness(comparisons))
+    out.print(f"no consistent benefit, mixed signs: {robustness_verdict.consistent(comparisons)}", highlight=False)
+    return _done(options, start, lambda: robustness_verdict.plot_robustness(comparisons))
 
 
 def _metrics(averages: dict[str, dict[str, tuple[float, float]]]) -> Table:

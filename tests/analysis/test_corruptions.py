@@ -166,7 +166,8 @@ def test_the_sheet_shows_all_corruptions_with_their_names(digits, monkeypatch):
 @pytest.mark.slow
 def test_the_command_prints_distances_and_draws_the_sheet(tmp_path, capsys):
     assert main(["analyze", "corruptions", "--figure", str(tmp_path / "sheet.png")]) == 0
-    assert all(name in capsys.readouterr().out for name in names())
+    out = capsys.readouterr().out
+    assert all(name in out for name in names())
     assert (tmp_path / "sheet.png").stat().st_size > 20_000
 
 

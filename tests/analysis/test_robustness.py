@@ -11,7 +11,14 @@ import optax
 import pytest
 
 import mtljax as mtl
-from mtljax.analysis import Robustness, corrupted_data, robustness, robustness_deltas, robustness_runs
+from mtljax.analysis import (
+    Robustness,
+    corrupted_data,
+    robustness,
+    robustness_deltas,
+    robustness_runs,
+    robustness_verdict,
+)
 from mtljax.analysis.corruptions import corrupt_each, names
 from mtljax.analysis.robustness import fine_tuned, measuring
 from mtljax.cli import main
@@ -373,17 +380,17 @@ def test_seeds_are_paired_and_intervals_decide_the_verdict():
     for run in multi:
         seed = run.config.seed
         found[run.directory] = result(run.tasks, hard[seed] + gain[run.config.method.name][seed])
-    comparisons = robustness_runs.compare([*single, *multi], found)
+    comparisons = robustness_verdict.compare([*single, *multi], found)
     assert [each.method for each in comparisons] == ["ew", "cagrad"]
     np.testing.assert_allclose([each.mean.mean for each in comparisons], [-0.03, 0.03])
     np.testing.assert_allclose([each.mean.half_width for each in comparisons], 4.3027 * 0.005 / 3**0.5, rtol=1e-4)
     assert comparisons[0].corruptions == ("snow", "fog")
     np.testing.assert_allclose(comparisons[0].cells, [[-0.06] * 5, [0.0] * 5], atol=1e-12)
-    assert [robustness_runs.sign(each.mean) for each in comparisons] == ["more robust", "less robust"]
-    assert robustness_runs.consistent(comparisons) == "reproduced"
-    assert robustness_runs.consistent(comparisons[:1]) == "not reproduced"
+    assert [robustness_verdict.sign(each.mean) for each in comparisons] == ["more robust", "less robust"]
+    assert robustness_verdict.consistent(comparisons) == "reproduced"
+    assert robustness_verdict.consistent(comparisons[:1]) == "not reproduced"
     vague = comparisons[0]._replace(mean=comparisons[0].mean._replace(half_width=1.0))
-    assert robustness_runs.consistent([vague, comparisons[1]]) == "not decided"
+    assert robustness_verdict.consistent([vague, comparisons[1]]) == "not decided"
 
 
 def test_runs_of_a_method_are_told_apart_by_what_differs():
