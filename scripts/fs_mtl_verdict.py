@@ -99,13 +99,19 @@ def claims(data: str, found: Mapping[Network, BySeed]) -> Iterator[Claim]:
     """The claims about one set; those whose networks have not run have no seeds."""
     paper, where = PAPER.get(data, {}), SETS.get(data, data)
 
-    def expected(pairs: Sequence[tuple[Network, Network]]) -> str:
+    def expected(pairs: Sequence[tuple[Network, Network]]) -> float | None:
         if not all(name in paper for pair in pairs for name in pair):
-            return "–"
-        return f"{sum(paper[better] - paper[worse] for better, worse in pairs) / len(pairs):+.2f}"
+            return None
+        return sum(paper[better] - paper[worse] for better, worse in pairs) / len(pairs)
+
+    def held(text: str, better: BySeed, worse: BySeed, number: float | None) -> Claim:
+        """The claim in the direction of the paper's number."""
+        if number is not None and number < 0:
+            text, better, worse, number = " > ".join(reversed(text.split(" > "))), worse, better, -number
+        return claim(f"{where}: {text}", better, worse, paper="–" if number is None else f"{number:+.2f}")
 
     for text, better, worse in CLAIMS:
-        yield claim(f"{where}: {text}", found.get(better, {}), found.get(worse, {}), paper=expected([(better, worse)]))
+        yield held(text, found.get(better, {}), found.get(worse, {}), expected([(better, worse)]))
         if text == f"F-{BASES[-1]} > {BASES[-1]}":
             for count, which in (
                 (len(BASES), f"mean of {len(BASES)}"),
@@ -113,7 +119,7 @@ def claims(data: str, found: Mapping[Network, BySeed]) -> Iterator[Claim]:
             ):
                 pairs = [(better, worse) for _, better, worse in CLAIMS[:count]]
                 flat, plain = (mean_by_seed(found.get(pair[i], {}) for pair in pairs) for i in (0, 1))
-                yield claim(f"{where}: flat > plain, {which}", flat, plain, paper=expected(pairs))
+                yield held(f"flat > plain, {which}", flat, plain, expected(pairs))
 
 
 def shown(value: Interval) -> str:

@@ -1,14 +1,17 @@
 """What training did to the losses, beyond the metrics: pure functions of losses and parameters, or of predictions.
 
 `sharpness` (how far a task's loss can rise nearby), `conflicts` (how alike gradients are, between tasks and between
-examples; `similarity` has the measures, `samples` the gradients of single examples, `conflict_probe` and `epoch_probe`
-watch a training), `scale_invariance` (what constant factors on the losses change), `calibration` (how far probabilities
-can be trusted) and `landscape` (losses along random directions, and their picture). They take the `losses_fn` and
-`params` of `mtl.task_gradients` and know nothing of configs or runs. `corruptions` makes noisy, blurred and weathered
-images, `robustness` measures how well a network stands them; `robustness_runs` does that for finished runs, and alone
-here imports training; `robustness_verdict`, which compares them, and `claims`, which holds what papers say against
-numbers over seeds, import the statistics of studies. `toy` and `scale_experiment` are two small experiments with these,
-on a function and a network of their own. Imports gradients, tasks and data, the two experiments methods too.
+examples; `similarity` has the measures, `samples` the gradients of single examples; `conflict_probe` watches the tasks
+in any optax loop, `epoch_probe` tasks and examples in `mtljax train`), `scale_invariance` (what constant factors on the
+losses change), `calibration` (how far probabilities can be trusted) and `landscape` (losses along random directions,
+and their picture). They take the `losses_fn` and `params` of `mtl.task_gradients` and know nothing of configs or runs.
+`corruptions` makes noisy, blurred and weathered images, `robustness` measures how well a network stands them. `toy` and
+`scale_experiment` are two small experiments with these, on a function and a network of their own. All of this imports
+gradients, methods, tasks and data.
+
+Of finished runs and studies, and so importing training and ablation: `robustness_runs` and `robustness_verdict`,
+`conflict_runs` and the probe it reads, `epoch_probe`; `optimizers`, which compares two optimizers in a study; and
+`claims`, which holds what papers say against numbers over seeds.
 
 Diagnose a model of your own, here with a batch of pairs `(x, targets)`:
 

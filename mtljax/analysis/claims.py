@@ -9,8 +9,10 @@ from mtljax.ablation.statistics.intervals import Difference, paired_difference
 REPRODUCED, NOT_REPRODUCED, NOT_DECIDED = "reproduced", "not reproduced", "not decided"
 RULE = (
     "reproduced: the 95% t-interval of the paired difference over seeds lies wholly on the claimed side of 0; not "
-    "reproduced: wholly on the other; not decided: it covers 0, or there are fewer than two seeds"
+    "reproduced: wholly on the other; not decided: it covers 0, the difference is the same in every seed, or there are "
+    "fewer than two. Where the paper has no number the row is a question of ours: yes, no or open"
 )
+QUESTIONS = {REPRODUCED: "yes", NOT_REPRODUCED: "no", NOT_DECIDED: "open"}
 
 
 class Claim(NamedTuple):
@@ -74,6 +76,8 @@ def mean_by_seed(several: Iterable[Mapping[int, float]]) -> dict[int, float]:
 def claims_table(rows: Sequence[Sequence[Claim]], columns: Sequence[str], *, digits: int = 2) -> str:
     """Claims as a table in Markdown, one a row, with our number and verdict for each way of measuring.
 
+    Where the paper has no number the row is a question of our own, answered "yes", "no" or "open" by the rule.
+
     Args:
       rows: for each claim its forms, one for each of `columns`.
       columns: how each was measured, such as "selected on validation".
@@ -85,7 +89,8 @@ def claims_table(rows: Sequence[Sequence[Claim]], columns: Sequence[str], *, dig
     heads = ["claim", "paper", *(part for column in columns for part in (f"ours, {column}", "verdict"))]
     lines = [heads, ["---"] * len(heads)]
     for forms in rows:
-        own = [part for each in forms for part in (difference_text(each.ours, digits), each.verdict)]
+        words = {} if forms[0].paper != "–" else QUESTIONS
+        own = [p for each in forms for p in (difference_text(each.ours, digits), words.get(each.verdict, each.verdict))]
         lines.append([forms[0].text, forms[0].paper, *own])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -100,6 +100,8 @@ def conflict_means(opt_state: PyTree) -> dict[str, Any]:
     Args:
       opt_state: an optax state that contains the probe's.
 
+    The sums behind it are float32 and count pairs up to 2^31: start anew after some million updates.
+
     Returns:
       By measure ("cosine", "magnitude", "sign_conflict") the mean over the updates looked at: a float over all pairs
       of tasks, or with `num_tasks` a (K, K) array; NaN where there was no pair.

@@ -101,6 +101,8 @@ def corrupted_data(
         to 1.
     """
     known = names()
+    if not corruptions:
+        raise ValueError(f"corruptions is empty: name at least one of {', '.join(known)}")
     for name in corruptions:
         if name not in known:
             raise unknown("corruption", name, known)
@@ -186,7 +188,7 @@ def robustness(
 
 
 def robustness_deltas(
-    network: Robustness, single: Mapping[str, Robustness], tasks: Mapping[str, Task]
+    network: Robustness, single: Mapping[str, Robustness], tasks: Mapping[str, Task], *, before_tuning: bool = False
 ) -> dict[str, np.ndarray]:
     """How much more a multi-task network loses to corruptions than single-task networks do.
 
@@ -198,6 +200,7 @@ def robustness_deltas(
       network: the multi-task network.
       single: by task, a single-task network measured on the same data.
       tasks: the tasks to compare.
+      before_tuning: whether M_t and S_t are those before the heads were fine-tuned; the paper does not say.
 
     Returns:
       By task (C, 5), what each corruption and severity adds, the mean over the task's metrics; δ_t is the mean.
@@ -215,17 +218,18 @@ def robustness_deltas(
     order = list(network.corrupted)
 
     def difference(task: str, metric: Metric) -> np.ndarray:
-        return _ratios(network, task, metric, order) - _ratios(single[task], task, metric, order)
+        multi, alone = (_ratios(each, task, metric, order, before_tuning) for each in (network, single[task]))
+        return multi - alone
 
     return {
         name: np.mean([difference(name, metric) for metric in task.metrics], axis=0) for name, task in tasks.items()
     }
 
 
-def _ratios(found: Robustness, task: str, metric: Metric, order: Sequence[str]) -> np.ndarray:
+def _ratios(found: Robustness, task: str, metric: Metric, order: Sequence[str], before_tuning: bool) -> np.ndarray:
     """(C, 5): the metric in corrupted over that in clean images, signed so that down is better."""
     corrupted = np.array([[each[task][metric.name] for each in found.corrupted[name]] for name in order])
-    clean = found.clean[task][metric.name]
+    clean = (found.trained if before_tuning else found.clean)[task][metric.name]
     ratios = corrupted / clean if clean else np.full(corrupted.shape, np.nan)
     return -ratios if metric.higher_is_better else ratios
 

@@ -164,7 +164,8 @@ def labels(runs: Sequence[Run]) -> dict[Path, str]:
 
 def _compared(config: TrainConfig) -> dict[str, Any]:
     values = to_dict(config)
-    hidden = ("name", "seed", "checkpoints", "tensorboard", "log_every", "evaluate_every", "devices", "parallel")
+    hidden = {"name", "seed", "checkpoints", "tensorboard", "log_every", "evaluate_every", "devices", "parallel"}
+    hidden |= {"probe_every", "probe_samples", "test_curve"}
     return {name: value for name, value in values.items() if name not in hidden}
 
 

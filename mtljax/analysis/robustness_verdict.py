@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from mtljax.ablation.statistics.intervals import Interval, t_interval
+from mtljax.analysis.claims import NOT_DECIDED, NOT_REPRODUCED, REPRODUCED
 from mtljax.analysis.robustness import Robustness, robustness_deltas
 from mtljax.analysis.robustness_runs import Run, baselines, labels, multi_task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+ROBUSTNESS_RULE = (
+    "reproduced: the 95% interval of the mean δ of one method lies below 0 and that of another above; not reproduced: "
+    "those of all methods, two or more, lie on the same side; else not decided. Intervals are over seeds on one test "
+    "set and one draw of corruptions, not corrected for the number of methods."
+)
 
 
 class Comparison(NamedTuple):
@@ -25,6 +32,7 @@ class Comparison(NamedTuple):
       seeds: the seeds.
       tasks: by task, δ_t and its interval over the seeds.
       mean: of the tasks, likewise.
+      before_tuning: the same, with the clean metrics taken before the heads were fine-tuned.
       cells: (C, 5) what each corruption and severity adds, the mean over tasks and seeds.
       corruptions: their C names.
     """
@@ -33,6 +41,7 @@ class Comparison(NamedTuple):
     seeds: tuple[int, ...]
     tasks: dict[str, Interval]
     mean: Interval
+    before_tuning: Interval
     cells: np.ndarray
     corruptions: tuple[str, ...]
 
@@ -53,16 +62,20 @@ def compare(runs: Sequence[Run], found: Mapping[Path, Robustness]) -> list[Compa
         groups.setdefault(called[run.directory], []).append(run)
     comparisons = []
     for label, members in groups.items():
-        deltas = []
+        deltas, before = [], []
         for run in members:
             others = {task: found[single[task, run.config.seed].directory] for task in run.tasks}
             deltas.append(robustness_deltas(found[run.directory], others, run.tasks))
+            before.append(robustness_deltas(found[run.directory], others, run.tasks, before_tuning=True))
         by_task = {task: t_interval([delta[task].mean() for delta in deltas]) for task in members[0].tasks}
-        mean = t_interval([float(np.mean([each.mean() for each in delta.values()])) for delta in deltas])
+        mean, earlier = (
+            t_interval([float(np.mean([each.mean() for each in delta.values()])) for delta in several])
+            for several in (deltas, before)
+        )
         cells = np.mean([list(delta.values()) for delta in deltas], axis=(0, 1))
         seeds = tuple(sorted(run.config.seed for run in members))
         corruptions = tuple(found[members[0].directory].corrupted)
-        comparisons.append(Comparison(label, seeds, by_task, mean, cells, corruptions))
+        comparisons.append(Comparison(label, seeds, by_task, mean, earlier, cells, corruptions))
     return comparisons
 
 
@@ -93,17 +106,16 @@ def averages(runs: Sequence[Run], found: Mapping[Path, Robustness]) -> dict[str,
 def consistent(comparisons: Sequence[Comparison]) -> str:
     """What the comparisons say of "mixed signs, no consistent benefit", the claim of arXiv:2311.04698.
 
-    Decided by the mean δ over tasks and its 95% interval over seeds alone: "not reproduced" if the intervals of all
-    methods lie below 0, or all above; "reproduced" if one lies below and another above; else "not decided".
-
     Returns:
-      One of these three.
+      "reproduced", "not reproduced" or "not decided", by `ROBUSTNESS_RULE`.
     """
+    if len(comparisons) < 2:
+        return NOT_DECIDED
     below = [each.mean.high < 0 for each in comparisons]
     above = [each.mean.low > 0 for each in comparisons]
     if all(below) or all(above):
-        return "not reproduced"
-    return "reproduced" if any(below) and any(above) else "not decided"
+        return NOT_REPRODUCED
+    return REPRODUCED if any(below) and any(above) else NOT_DECIDED
 
 
 def plot_robustness(comparisons: Sequence[Comparison]) -> "Figure":

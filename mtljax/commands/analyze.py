@@ -85,6 +85,8 @@ def corruptions(options: argparse.Namespace, overrides: list[str]) -> int:
     from mtljax.analysis.corruptions.sheet import distances, plot_corruptions
 
     del overrides
+    if options.image < 0:
+        raise ValueError(f"--image must be at least 0, got {options.image}")
     start, key, count = time.perf_counter(), jax.random.PRNGKey(options.seed), 128
     small = {"num_train": 1, "num_validation": 1, "num_test": max(count, options.image + 1)}
     images = np.asarray(data_sets.load(options.data, **small).splits["test"].inputs)
@@ -104,7 +106,8 @@ def robustness(options: argparse.Namespace, overrides: list[str]) -> int:
 
     del overrides
     start = time.perf_counter()
-    given = {name: getattr(options, name) for name in ("num_train", "num_test", "epochs", "learning_rate", "seed")}
+    fields = ("num_train", "num_test", "epochs", "batch_size", "learning_rate", "seed")
+    given = {name: getattr(options, name) for name in fields}
     config = robustness_runs.RobustnessConfig(**{name: value for name, value in given.items() if value is not None})
     runs = robustness_runs.read_runs(options.runs)
     found = robustness_runs.measure_runs(
@@ -115,13 +118,12 @@ def robustness(options: argparse.Namespace, overrides: list[str]) -> int:
     out.print(_metrics(robustness_verdict.averages(runs, found)))
     tasks = list(dict.fromkeys(task for each in comparisons for task in each.tasks))
     table = Table(title="δ against single-task runs of the same seed: below 0 the multi-task runs are more robust")
-    for column in ("method", "seeds", *tasks, "mean"):
+    for column in ("method", "seeds", *tasks, "mean", "mean, clean metrics before tuning"):
         table.add_column(column)
     for each in comparisons:
         cells = (_interval(each.tasks[task]) if task in each.tasks else "" for task in tasks)
-        table.add_row(
-            each.method, str(len(each.seeds)), *cells, f"{_interval(each.mean)}: {robustness_verdict.sign(each.mean)}"
-        )
+        shown = f"{_interval(each.mean)}: {robustness_verdict.sign(each.mean)}"
+        table.add_row(each.method, str(len(each.seeds)), *cells, shown, _interval(each.before_tuning))
     out.print(table)
     out.print(
         f"± is half of the 95% interval over seeds. Heads fine-tuned on {config.num_train} corrupted examples, "
@@ -129,6 +131,7 @@ def robustness(options: argparse.Namespace, overrides: list[str]) -> int:
         highlight=False,
     )
     out.print(f"no consistent benefit, mixed signs: {robustness_verdict.consistent(comparisons)}", highlight=False)
+    out.print(robustness_verdict.ROBUSTNESS_RULE, highlight=False)
     return _done(options, start, lambda: robustness_verdict.plot_robustness(comparisons))
 
 

@@ -26,7 +26,7 @@ from mtljax.analysis.conflict_runs import (
     over_epochs,
     read_runs,
 )
-from mtljax.analysis.epoch_probe import EVERY
+from mtljax.analysis.epoch_probe import default_every
 from mtljax.commands.output import INTERRUPTED, console
 from mtljax.training.compilation import kept_programs
 from mtljax.training.config import TrainConfig, load_config
@@ -104,7 +104,8 @@ def _trained(path: str, overrides: list[str]) -> Path:
             f"{path} returns a {type(study).__name__}; mtljax analyze conflicts needs a TrainConfig or a StudyConfig"
         )
     study = override(study, overrides)
-    base = dataclasses.replace(study.base, probe_every=study.base.probe_every or EVERY)
+    every = study.base.probe_every or default_every(study.base.model.encoder)
+    base = dataclasses.replace(study.base, probe_every=every)
     study = dataclasses.replace(study, base=base)
     directory = Path("runs") / f"{study.name}-conflicts"
     command = shlex.join(["mtljax", "analyze", "conflicts", path, *overrides])

@@ -159,6 +159,7 @@ def _add_analyses(analyze: argparse.ArgumentParser) -> None:
     robust.add_argument("--num_train", type=int, metavar="N", help="examples the heads are fine-tuned on (6000)")
     robust.add_argument("--num_test", type=int, metavar="N", help="test examples (2000)")
     robust.add_argument("--epochs", type=int, metavar="N", help="of the fine-tuning (5)")
+    robust.add_argument("--batch_size", type=int, metavar="N", help="of the fine-tuning (128)")
     robust.add_argument("--learning_rate", type=float, metavar="X", help="of the fine-tuning's Adam (0.001)")
     robust.add_argument("--seed", type=int, metavar="N", help="of the corruptions (0)")
     robust.add_argument("--force", action="store_true", help="measure again what is kept")

@@ -121,13 +121,10 @@ class Prober:
 
     def save(self) -> None:
         """Keeps what is gathered for a run that resumes from the checkpoint written now."""
-        if self._path is None or not self._every:
+        if self._path is None or not self._found:  # what an older checkpoint may still need stays
             return
         temporary = self._path.with_name(f".{GATHERED}.{os.getpid()}")
         try:
-            if not self._found:
-                self._path.unlink(missing_ok=True)
-                return
             arrays = {f"{step}/{name}": array for step, found in self._found.items() for name, array in found.items()}
             with temporary.open("wb") as file:
                 np.savez(file, **jax.device_get(arrays))

@@ -63,3 +63,9 @@ def test_the_table_has_a_line_a_claim():
     lines = claims_table([forms], ("first", "second")).splitlines()
     assert lines[0] == "| claim | paper | ours, first | verdict | ours, second | verdict |"
     assert lines[2] == "| a > b | +1.32 | +1.30 ± 0.50 | reproduced | not run | not decided |"
+
+
+def test_a_row_without_a_number_of_the_paper_is_a_question_of_ours():
+    forms = [(claim("a > b", A, B),), (claim("b > a", B, A),), (claim("a > a", A, A),)]
+    answers = [line.split(" | ")[-1] for line in claims_table(forms, ("first",)).splitlines()[2:]]
+    assert answers == ["yes |", "no |", "open |"]

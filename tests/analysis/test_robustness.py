@@ -388,7 +388,8 @@ def test_seeds_are_paired_and_intervals_decide_the_verdict():
     np.testing.assert_allclose(comparisons[0].cells, [[-0.06] * 5, [0.0] * 5], atol=1e-12)
     assert [robustness_verdict.sign(each.mean) for each in comparisons] == ["more robust", "less robust"]
     assert robustness_verdict.consistent(comparisons) == "reproduced"
-    assert robustness_verdict.consistent(comparisons[:1]) == "not reproduced"
+    assert robustness_verdict.consistent([comparisons[0]] * 2) == "not reproduced"
+    assert robustness_verdict.consistent(comparisons[:1]) == "not decided"
     vague = comparisons[0]._replace(mean=comparisons[0].mean._replace(half_width=1.0))
     assert robustness_verdict.consistent([vague, comparisons[1]]) == "not decided"
 
