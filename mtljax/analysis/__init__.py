@@ -35,9 +35,10 @@ from mtljax.analysis.calibration import brier_score, expected_calibration_error
 from mtljax.analysis.conflict_probe import ConflictState, conflict_means, conflict_probe
 from mtljax.analysis.conflicts import SampleConflicts, conflict_share, cosines, sample_conflicts
 from mtljax.analysis.corruptions import corrupt
+from mtljax.analysis.corruptions.data import CorruptedData, corrupted_data
 from mtljax.analysis.epoch_probe import sample_probe
 from mtljax.analysis.landscape import Surface, plot_surface, random_direction, surface
-from mtljax.analysis.robustness import CorruptedData, Robustness, corrupted_data, robustness, robustness_deltas
+from mtljax.analysis.robustness import Robustness, robustness, robustness_deltas
 from mtljax.analysis.samples import sample_gradients
 from mtljax.analysis.scale_invariance import ScaleInvariance, plot_scale_invariance, scale_invariance
 from mtljax.analysis.sharpness import gradient_norms, worst_case_rise

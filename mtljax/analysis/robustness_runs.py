@@ -17,11 +17,10 @@ import numpy as np
 
 from mtljax import tasks as task_kinds
 from mtljax.analysis.corruptions import require_images
+from mtljax.analysis.corruptions.data import CorruptedData, corrupted_data
 from mtljax.analysis.robustness import (
-    CorruptedData,
     Measured,
     Robustness,
-    corrupted_data,
     measure,
     measuring,
 )

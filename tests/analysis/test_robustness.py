@@ -206,6 +206,8 @@ def test_bad_data_is_one_sentence(digits):
         corrupted_data(digits["train"], digits["test"], num_test=0)
     with pytest.raises(ValueError, match="unknown corruption 'fogg': did you mean 'fog'"):
         corrupted_data(digits["train"], digits["test"], corruptions=["fogg"])
+    with pytest.raises(ValueError, match="corruptions is empty: name at least one of"):
+        corrupted_data(digits["train"], digits["test"], corruptions=[])
 
 
 # Runs.
