@@ -30,7 +30,8 @@ def parser() -> argparse.ArgumentParser:
         "mtljax train configs/digits.py --method.name=cagrad --optimizer.learning_rate=3e-4",
     )
     train.add_argument("config", metavar="CONFIG", help="Python file with get_config()")
-    train.add_argument("--workdir", help="directory of log, config and checkpoints (default: runs/NAME-METHOD-seedN)")
+    words = "directory of log, config and checkpoints (default: runs/NAME-METHOD-TASKS-seedN)"
+    train.add_argument("--workdir", help=words)
     train.add_argument("--resume", action="store_true", help="continue from the last checkpoint, bit for bit")
     train.add_argument(
         "--distributed",
@@ -132,7 +133,7 @@ def _add_analyses(analyze: argparse.ArgumentParser) -> None:
         "conflicts",
         "whether gradients conflict more between tasks than between examples, in every epoch of runs trained with "
         "--probe_every=20; --field=value overrides a field of the studies given as configs",
-        "configs/multi_mnist.py --methods=\"('ew',)\" --baselines=false --weight_grid=0 --figure conflicts.png",
+        "configs/digits.py --methods=\"({'name': 'ew'},)\" --baselines=false --figure conflicts.png",
     )
     conflicts.add_argument(
         "runs",
@@ -145,7 +146,7 @@ def _add_analyses(analyze: argparse.ArgumentParser) -> None:
     sheet = kind(
         "corruptions",
         "how far the 15 corruptions at 5 severities move the images of a data set; --figure draws all 75",
-        "--data multi_mnist --figure sheet.png",
+        "--data digits --figure sheet.png",
     )
     sheet.add_argument("--data", default="digits", metavar="NAME", help="the data set (default: digits)")
     sheet.add_argument("--image", type=int, default=0, metavar="I", help="the test image to draw (default: 0)")

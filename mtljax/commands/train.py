@@ -26,7 +26,8 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
     if not isinstance(config, TrainConfig):
         raise ValueError(f"{options.config} returns a {type(config).__name__}; mtljax train needs a TrainConfig")
     config = override(config, overrides)
-    workdir = Path(options.workdir or f"runs/{config.name}-{config.method.name}-seed{config.seed}")
+    parts = (config.name, config.method.name, *config.tasks, f"seed{config.seed}")
+    workdir = Path(options.workdir or f"runs/{'-'.join(parts)}")
     several = distributed_flags(options)
     again = shlex.join(["mtljax", "train", options.config, "--workdir", str(workdir), "--resume", *several, *overrides])
     how = f"continue with: {again}" if config.checkpoints else "it kept no checkpoints"

@@ -168,7 +168,7 @@ def _describe(hint: Any) -> str:
     if origin is tuple:
         return f"a tuple of {_describe(arguments[0])}"
     if dataclasses.is_dataclass(hint):
-        name = typing.cast(type, hint).__name__
-        return f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
+        name, first = typing.cast(type, hint).__name__, dataclasses.fields(typing.cast(Any, hint))[0].name
+        return f"{'an' if name[0] in 'AEIO' else 'a'} {name}, on the command line a dict such as {{'{first}': ...}}"
     names = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "none"}
     return names.get(hint, "a dict" if origin is dict else str(hint))

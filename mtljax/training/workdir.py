@@ -125,7 +125,8 @@ def read_config(workdir: Path) -> tuple[TrainConfig, dict[str, Any]]:
     """The config and data spec of a run; ValueError if the directory holds none."""
     path = workdir / CONFIG
     if not path.is_file():
-        raise ValueError(f"{workdir} holds no run: there is no {CONFIG} in it")
+        study = " (it is a study, whose cells keep no networks)" if (workdir / "cells").is_dir() else ""
+        raise ValueError(f"{workdir} holds no run{study}: there is no {CONFIG} in it; give a directory of mtljax train")
     record = _read(path)
     return from_dict(TrainConfig, record["config"]), record["data_spec"]
 

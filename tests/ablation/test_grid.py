@@ -211,8 +211,11 @@ def test_other_grids_that_cannot_be():
         ({"seeds": ("a",)}, r"seeds\[0\] must be an integer, got 'a'"),
         ({"seeds": (0.5, 1)}, r"seeds\[0\] must be an integer, got 0.5"),
         ({"seeds": 3}, "seeds must be a tuple of an integer, got 3"),
-        ({"methods": ("ew",)}, r"methods\[0\] must be a MethodConfig, got 'ew'"),
-        ({"optimizers": ("adam",)}, r"optimizers\[0\] must be an OptimizerConfig, got 'adam'"),
+        (
+            {"methods": ("ew",)},
+            r"methods\[0\] must be a MethodConfig, on the command line a dict such as {'name': ...}, got 'ew'",
+        ),
+        ({"optimizers": ("adam",)}, r"optimizers\[0\] must be an OptimizerConfig, .*, got 'adam'"),
         ({"weight_grid": 2.5}, "weight_grid must be an integer, got 2.5"),
         ({"baselines": "no"}, "baselines must be true or false, got 'no'"),
         ({"tuned": "epochs"}, "tuned must be a tuple of a string or none, got 'epochs'"),
