@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from marks import mostly_slow
 from running import updates
 from samplers import (
     DEGENERATE,
@@ -46,7 +47,7 @@ def weighed(jacobians, alphas, dtype=np.float64):
     return np.asarray(gradients, np.float64)[:count, :size], np.asarray(weights, np.float64)[:count]
 
 
-@pytest.mark.parametrize("num_tasks", [3, 10])
+@pytest.mark.parametrize("num_tasks", mostly_slow([3, 10], quick=[3]))
 def test_fairgrad_solves_its_equation(num_tasks):
     samplers = (gaussian, conflicting, wide, nearly_opposite)
     cases = [(sampler, sampler(num_tasks, 2 * num_tasks), alpha) for sampler in samplers for alpha in ALPHAS]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles_linear
 import pytest
+from marks import mostly_slow
 from samplers import conflicting, gaussian, mixed_scales
 
 from mtljax.methods.mgda import mgda
@@ -23,7 +24,7 @@ def gradient(jacobian, dtype=jnp.float64, normalize="none", losses=None):
     return np.asarray(_update(jnp.asarray(jacobian, dtype), normalize, losses), np.float64)
 
 
-@pytest.mark.parametrize("num_tasks", [2, 5, 20])
+@pytest.mark.parametrize("num_tasks", mostly_slow([2, 5, 20], quick=[2, 5]))
 @pytest.mark.parametrize("sampler", [gaussian, conflicting])
 def test_mgda_finds_the_shortest_vector_of_the_hull(num_tasks, sampler):
     jacobian = sampler(num_tasks, 2 * num_tasks)
@@ -41,7 +42,7 @@ def test_mgda_never_conflicts(sampler):
     assert np.all(jacobian @ found >= found @ found * (1 - 1e-6))
 
 
-@pytest.mark.parametrize("num_tasks", [2, 5, 20])
+@pytest.mark.parametrize("num_tasks", mostly_slow([2, 5, 20], quick=[5]))
 @pytest.mark.parametrize("normalize", ["l2", "loss", "loss+"])
 def test_normalisers_find_the_weights_and_leave_the_gradients_alone(num_tasks, normalize):
     jacobian = conflicting(num_tasks, 2 * num_tasks)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from marks import mostly_slow
 from samplers import aligned, conflicting, duplicated, gaussian, low_rank, mixed_scales, stationary
 from trajectories import LENGTH, histories, losses_of, run
 
@@ -127,7 +128,7 @@ def test_declared_properties_hold_and_the_others_have_a_counterexample(name):
     assert all(violation > 100 * TOLERANCE for prop, violation in violations.items() if prop not in declared)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", mostly_slow(NAMES, NAMES[::3]))
 def test_float32_agrees_with_float64(name):
     found, expected = run(name, GENERIC[:8]), plain(name)[:8]
     assert difference(found, expected) < 1e-3

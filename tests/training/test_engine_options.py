@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from marks import mostly_slow
 
 from mtljax.training import MethodConfig, ModelConfig, OptimizerConfig, parallel
 from mtljax.training.loop import load_data, train
@@ -49,7 +50,9 @@ def test_microbatches_equal_the_batch_for_a_loss_weighting_and_independent_batch
         assert_close(actual, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{"mode": "features"}, {"subset": "shared/Dense_1/bias"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", mostly_slow([{"mode": "features"}, {"subset": "shared/Dense_1/bias"}], [{"mode": "features"}]), ids=str
+)
 def test_approximations_train_and_differ(tiny, changes):
     method = MethodConfig("imtl_g")
     exact, _ = parameters_after(tiny(model=DEEP, method=method, optimizer=SGD))
