@@ -30,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from mtljax.training.processes import StoppedElsewhereError
 
     try:
-        return _command(options.run)(options, overrides)
+        status = _command(options.run)(options, overrides)
+        sys.stdout.flush()  # here, where a reader who has left is understood
+        return status
     except (ValueError, FileNotFoundError) as error:
         return _fail(error, 2)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough

@@ -21,7 +21,7 @@ from mtljax.tasks import classification
 from mtljax.training import MethodConfig, ModelConfig, TrainConfig
 from mtljax.training.program import build_program, data_key, init_state
 
-EVERY = (5, 10, 20, 50)
+EVERY = (5, 10, 20, 50, 200)
 SMALL = {"channels": (16, 32), "kernels": (3, 3), "padding": "SAME", "features": 64}
 CASES = {
     "lenet, 36 x 36, batch 256": ("lenet", {}, 36, 256),

@@ -1,6 +1,10 @@
 """The command line, as a person uses it: real processes' main, its output and its exit status."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +43,16 @@ def test_every_command_has_help_with_an_example(command, capsys):
         main([command, "--help"])
     assert ended.value.code == 0
     assert f"example: mtljax {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("words", "status"), [(["methods"], 1), (["methods", "--markdown"], 128 + signal.SIGPIPE)])
+def test_a_reader_that_has_left_gets_no_traceback(words, status):  # rich itself ends with 1
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "mtljax.cli", *words]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (status, "")
 
 
 def test_train_then_evaluate_prints_the_same_test_metrics(config, capsys):

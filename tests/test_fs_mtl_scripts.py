@@ -108,6 +108,18 @@ def test_the_full_profiles_are_those_of_the_paper():
         assert {o.get("aggregate", "decomposed") for o in flats} == {"decomposed"}
 
 
+def test_the_profile_for_one_accelerator_pairs_two_methods_on_two_sets():
+    found = records("accelerator", known)
+    assert len(found) == 36
+    for data in ("multi_mnist", "multi_fashion"):
+        selected, _ = verdict.accuracies(found, data)
+        assert set(selected) == {
+            ("stl", "plain"),
+            *((base, kind) for base in ("ew", "cagrad") for kind in ("plain", "decomposed")),
+        }
+        assert all(set(seeds) == {0, 1, 2} for seeds in selected.values())
+
+
 def test_the_tables_are_printed(capsys, monkeypatch):
     monkeypatch.setattr(verdict, "read_cells", lambda directory: (records("aggregation", known), []))
     monkeypatch.setattr(sys, "argv", ["fs_mtl_verdict", "somewhere"])

@@ -15,10 +15,11 @@ from mtljax.ablation.strategies.grouping import by_structure
 from mtljax.ablation.study import Plan
 from mtljax.training import parallel
 from mtljax.training.config import TrainConfig
-from mtljax.training.program import data_key, evaluate, init_state, structure
+from mtljax.training.program import EVALUATION_BATCH, data_key, evaluate, init_state, structure
 
 BUDGET_SECONDS = 20.0  # after which no further program is timed
-_STEPS = 5  # timed of a cell
+_STEPS = 5  # timed of a cell, or as many as fit into
+_STEP_SECONDS = 4.0
 _SHOWN = 24  # cells listed
 
 
@@ -72,7 +73,7 @@ def estimate(plan: Plan, budget: float = BUDGET_SECONDS) -> Estimate:
     first, later = (float(np.mean([times[i] for times in timed.values()])) for i in range(2))
     costs = {key: timed.get(key, (first, later)) for key in groups}
     total = sum(costs[key][0] + costs[key][1] * len(cells) for key, cells in groups.items())
-    return Estimate(total, f"from {_STEPS} steps and an evaluation of {len(timed)} of {len(groups)} programs")
+    return Estimate(total, f"from up to {_STEPS} steps and two evaluations of {len(timed)} of {len(groups)} programs")
 
 
 def _time(config: TrainConfig, context: Context) -> tuple[float, float]:
@@ -80,23 +81,26 @@ def _time(config: TrainConfig, context: Context) -> tuple[float, float]:
     data, program, start = context.data(config), context.program(config), time.perf_counter()
     devices = program.devices
     split = parallel.place(data.splits["train"], devices)
-    validation = jax.device_put(data.splits["validation"], devices.local[0])
+    validation = data.splits["validation"]
+    some = jax.device_put(jax.tree.map(lambda leaf: leaf[:EVALUATION_BATCH], validation), devices.local[0])
     state = parallel.place(init_state(config, data, program), devices)
     permutation = parallel.place(program.shuffle(data_key(config), 0), devices)
     marks = [start]
-    for steps in (1, _STEPS):
-        for _ in range(steps):
-            state, _ = program.advance(state, split, permutation, None if program.solve_every == 1 else True)
+    while len(marks) < 3 or (len(marks) < 2 + _STEPS and marks[-1] - marks[1] < _STEP_SECONDS):
+        state, _ = program.advance(state, split, permutation, None if program.solve_every == 1 else True)
         jax.block_until_ready(state)
         marks.append(time.perf_counter())
+    compiling, *steps = np.diff(marks)
     params, model_state = parallel.fetch((state.params, state.model_state), devices)
+    marks = [time.perf_counter()]
     for _ in range(2):
-        evaluate(program.evaluation, params, model_state, validation)
+        evaluate(program.evaluation, params, model_state, some)
         marks.append(time.perf_counter())
-    compiling, steps, first, again = np.diff(marks)
+    first, again = np.diff(marks)
     total = config.epochs * program.steps_per_epoch
     evaluations = total // (config.evaluate_every or program.steps_per_epoch) + 2
-    return float(compiling + first), float(total * steps / _STEPS + evaluations * again)
+    batches = -(-validation.num_examples // EVALUATION_BATCH)
+    return float(compiling + first), float(total * np.mean(steps) + evaluations * batches * again)
 
 
 def cell_table(plan: Plan) -> Table:

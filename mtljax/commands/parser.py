@@ -30,8 +30,9 @@ def parser() -> argparse.ArgumentParser:
         "mtljax train configs/digits.py --method.name=cagrad --optimizer.learning_rate=3e-4",
     )
     train.add_argument("config", metavar="CONFIG", help="Python file with get_config()")
-    words = "directory of log, config and checkpoints (default: runs/NAME-METHOD-TASKS-seedN)"
-    train.add_argument("--workdir", help=words)
+    train.add_argument(
+        "--workdir", help="directory of log, config and checkpoints (default: runs/NAME-METHOD-TASKS-seedN)"
+    )
     train.add_argument("--resume", action="store_true", help="continue from the last checkpoint, bit for bit")
     train.add_argument(
         "--distributed",

@@ -3,6 +3,7 @@
 import jax
 from flax import linen as nn
 
+from mtljax.models.convolution import tiled_convolution
 from mtljax.models.pooling import max_pool_2x2
 
 
@@ -29,8 +30,11 @@ class LeNet(nn.Module):
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """Maps images (B, H, W, C) to a representation (B, features)."""
         x = inputs
+        # On a CPU matrix products: half the time of a step, and several times less under vmap and in loops.
+        convolution = tiled_convolution if jax.default_backend() == "cpu" else None
         for channels, kernel in zip(self.channels, self.kernels, strict=True):
-            x = nn.Conv(channels, (kernel, kernel), padding=self.padding)(x)
+            size = (kernel, kernel)
+            x = nn.Conv(channels, size, padding=self.padding, conv_general_dilated=convolution)(x)
             x = nn.relu(max_pool_2x2(x))
         x = nn.relu(nn.Dense(self.features)(x.reshape(x.shape[0], -1)))
         return nn.Dropout(self.dropout, deterministic=not train)(x) if self.dropout else x

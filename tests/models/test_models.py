@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 
 from mtljax.models import MLP, LeNet, MultiTaskModel, ResNet18, encoder
+from mtljax.models.convolution import tiled_convolution
 from mtljax.models.pooling import max_pool_2x2, max_pool_3x3_stride_2, shrunk
 
 
@@ -60,6 +61,71 @@ def test_pooling_has_the_gradient_of_reduce_window(pool):
     ours = jax.grad(lambda x: jnp.sum(jnp.sin(pool(x))))(x)
     theirs = jax.grad(lambda x: jnp.sum(jnp.sin(nn.max_pool(x, window, (2, 2), padding))))(x)
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_pooling_gives_the_gradient_of_equal_pixels_to_the_first():
+    gradient = jax.grad(lambda x: jnp.sum(max_pool_2x2(x)))(jnp.ones((1, 2, 2, 1)))
+    np.testing.assert_array_equal(gradient.ravel(), [1, 0, 0, 0])
+
+
+CONVOLUTIONS = {  # input (H, W, C), kernel (h, w, O), padding
+    "lenet 1": ((36, 36, 1), (9, 9, 10), "VALID"),
+    "lenet 2": ((14, 14, 10), (5, 5, 20), "VALID"),
+    "tiles reach beyond the image": ((7, 11, 3), (5, 4, 2), "SAME"),
+    "one pixel out": ((5, 5, 2), (5, 5, 3), "VALID"),
+    "one pixel kernel": ((6, 9, 2), (1, 1, 3), "VALID"),
+    "uneven padding": ((9, 13, 2), (2, 3, 3), ((1, 2), (0, 3))),
+    "kernel larger than the image": ((4, 4, 2), (7, 7, 3), "SAME"),
+}
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_a_tiled_convolution_and_its_gradients_are_those_of_lax(case):
+    shape, (rows, columns, features), padding = CONVOLUTIONS[case]
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, kernel = rng.normal(size=(3, *shape)), rng.normal(size=(rows, columns, shape[-1], features))
+        outs, pullbacks = zip(*(jax.vjp(layer, x, kernel) for layer in layers((1, 1), padding)), strict=True)
+        np.testing.assert_allclose(*outs, rtol=1e-11, atol=1e-11)
+        cotangent = rng.normal(size=outs[0].shape)
+        for ours, theirs in zip(*(pullback(cotangent) for pullback in pullbacks), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+def layers(strides, padding, **options):
+    """The two ways to convolve."""
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")} | options
+    return [
+        lambda x, kernel, way=way: way(x, kernel, strides, padding, **options)
+        for way in (tiled_convolution, jax.lax.conv_general_dilated)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("strides", "padding", "options"),
+    [
+        ((2, 1), "SAME", {}),
+        ((1, 1), "VALID", {"rhs_dilation": (2, 1)}),
+        ((1, 1), ((1, 1), (1, 2)), {"lhs_dilation": (1, 2)}),
+        ((1, 1), "VALID", {"feature_group_count": 2}),
+    ],
+)
+def test_what_is_not_tiled_is_left_to_lax(strides, padding, options):
+    x = jax.random.normal(jax.random.PRNGKey(0), (2, 9, 8, 4))
+    kernel = jax.random.normal(jax.random.PRNGKey(1), (3, 3, 4 // options.get("feature_group_count", 1), 6))
+    ours, theirs = (jax.make_jaxpr(layer)(x, kernel) for layer in layers(strides, padding, **options))
+    assert str(ours) == str(theirs)
+
+
+def test_lenet_is_the_same_network_on_every_backend(monkeypatch):
+    x = jax.random.normal(jax.random.PRNGKey(0), (4, 12, 12, 1))
+    net = LeNet(channels=(4, 6), kernels=(3, 3), padding="SAME", features=8)
+    params = net.init(jax.random.PRNGKey(1), x)
+    tiled = net.apply(params, x)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    again = net.init(jax.random.PRNGKey(1), x)
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+    np.testing.assert_allclose(net.apply(params, x), tiled, rtol=1e-5, atol=1e-6)
 
 
 def model(tasks=("a", "b")):

@@ -12,7 +12,7 @@ import mtljax as mtl
 from mtljax.ablation.cell import Cell, Context
 from mtljax.ablation.strategies import STRATEGIES
 from mtljax.training import MethodConfig, OptimizerConfig, Progress, train
-from mtljax.training.logs import read_records
+from mtljax.training.logs import RunLog, read_records
 from mtljax.training.loop import load_data
 from mtljax.training.probing import GATHERED, Probe, Prober
 from mtljax.training.program import build_program, data_key
@@ -152,6 +152,23 @@ def prober(tiny, shared, tmp_path):
         return Prober(config, kept["data"], kept["program"], PROBE, tmp_path, warnings.append), (params, ({}, None))
 
     return made
+
+
+def test_an_epoch_written_leaves_what_an_older_checkpoint_needs(prober, tmp_path):
+    warnings = []
+    look, network = prober(warnings)
+    look.look(6, network, lambda: np.arange(512))
+    look.save()  # with the checkpoint at step 7
+    log = RunLog(tmp_path, warnings.append, tensorboard=False, until=None)
+    look.write(log, 8, 1.0)
+    log.close()
+    look.save()  # with the checkpoint at step 8: nothing is gathered
+    assert (tmp_path / GATHERED).is_file()
+    for step, kept in ((7, [6]), (6, []), (8, []), (15, [])):  # of the same epoch, before the look, later epochs
+        again, _ = prober(warnings)
+        again.restore(step)
+        assert list(again._found) == kept
+    assert warnings == []
 
 
 def test_a_damaged_file_costs_what_it_holds_and_a_warning(prober, tmp_path):
