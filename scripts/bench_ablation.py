@@ -6,8 +6,7 @@ First, cells per minute of each strategy on digits: one structure, learning rate
 Second, a grid in one `mtljax ablate` against separate `mtljax train` processes, with a cold and with a warm compilation
 cache; some of these processes are measured, spread over the grid, and the rest taken to be like them: the table says
 how many. Third, what a cell costs beside its training steps, in the cells that compile nothing. All commands run on
-this machine one after the other; neither the cells nor the separate runs write checkpoints. On a CPU vmap of lenet is
-several times slower than sequential, for its convolutions: give it few cells.
+this machine one after the other; neither the cells nor the separate runs write checkpoints.
 
 example: python scripts/bench_ablation.py --networks mlp --cells 8 --epochs 1 --strategies sequential vmap
 """

@@ -27,6 +27,7 @@ import mtljax as mtl
 from mtljax.ablation.statistics import t_interval
 from mtljax.analysis.claims import RULE, claim, claims_table
 from mtljax.data import MultiTaskData, Split
+from mtljax.markdown import markdown_table
 from mtljax.training import TrainConfig
 from mtljax.training.config import load_config
 from mtljax.training.overrides import replaced
@@ -138,11 +139,11 @@ def run_all(config: TrainConfig, seeds: Sequence[int]) -> dict[str, list[Run]]:
 def share_table(runs: Mapping[str, Sequence[Run]]) -> str:
     """The share of conflicts by epoch, at most some twenty rows."""
     epochs = len(next(iter(runs.values()))[0].shares)
-    lines = [["epoch", *(f"{name}, %" for name in runs)], ["---"] * (1 + len(runs))]
+    lines = []
     for epoch in sorted({1, epochs, *range(0, epochs + 1, max(1, epochs // 10))} - {0}):
         found = [t_interval([run.shares[epoch - 1] for run in several]) for several in runs.values()]
         lines.append([str(epoch), *(f"{each.mean:.1f} ± {each.half_width:.1f}" for each in found)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(["epoch", *(f"{name}, %" for name in runs)], lines)
 
 
 def end_table(runs: Mapping[str, Sequence[Run]], seeds: Sequence[int]) -> str:
@@ -155,8 +156,7 @@ def end_table(runs: Mapping[str, Sequence[Run]], seeds: Sequence[int]) -> str:
         own = [t_interval(list(by_seed.values())) for by_seed in values.values()]
         found = claim(name, values["FS"], values["ERM"], lower=True)
         lines.append([name, *(f"{each.mean:.4g} ± {each.half_width:.2g}" for each in own), found.verdict])
-    heads = [["at the end", *runs, "FS lower"], ["---"] * (2 + len(runs))]
-    return "\n".join(f"| {' | '.join(line)} |" for line in heads + lines)
+    return markdown_table(["at the end", *runs, "FS lower"], lines)
 
 
 def plot(runs: Mapping[str, Sequence[Run]], title: str) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 from mtljax.ablation.report import read_cells
 from mtljax.ablation.statistics import Interval, t_interval
 from mtljax.analysis.claims import RULE, Claim, claim, claims_table, mean_by_seed
+from mtljax.markdown import markdown_table
 
 SETS = {"multi_fashion": "MultiFashion", "multi_mnist": "Multi-MNIST", "fashion_and_mnist": "Fashion+MNIST"}
 BASES = ("ew", "mgda", "pcgrad", "cagrad", "imtl_g", "nash_mtl", "fairgrad")
@@ -132,16 +133,16 @@ def shown(value: Interval) -> str:
 def accuracy_table(sets: Mapping[str, Mapping[Network, BySeed]]) -> str:
     """Mean accuracy by network, a column a set."""
     networks = sorted({name for found in sets.values() for name in found}, key=lambda name: (name[0] != "stl", name))
-    lines = [["network", "flat parts", *(SETS.get(data, data) for data in sets)], ["---"] * (2 + len(sets))]
+    lines = []
     for name in networks:
         values = [t_interval(list(found.get(name, {}).values())) for found in sets.values()]
         lines.append([*name, *(shown(value) for value in values)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(["network", "flat parts", *(SETS.get(data, data) for data in sets)], lines)
 
 
 def training_table(records: Sequence[Mapping[str, Any]]) -> str:
     """How far the multi-task networks were trained: those still best at the last evaluation had more to come."""
-    lines = [["set", "flat parts", "best at the last evaluation, %", "training loss at the end"], ["---"] * 4]
+    lines = []
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for record in records:
         kind = "none" if network(record)[1] == "plain" else "some"
@@ -152,7 +153,7 @@ def training_table(records: Sequence[Mapping[str, Any]]) -> str:
         last = [[entry for entry in record["history"] if entry["split"] == "train"][-1]["losses"] for record in several]
         loss = sum(sum(losses.values()) / len(losses) for losses in last) / len(last)
         lines.append([SETS.get(data, data), kind, f"{late:.0f}", f"{loss:.2f}"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(["set", "flat parts", "best at the last evaluation, %", "training loss at the end"], lines)
 
 
 def main() -> int:

@@ -35,8 +35,8 @@ def get_config() -> StudyConfig:
         model=ModelConfig("mlp", {"shrink": 2, "features": (256, 128)}),
         optimizer=adam,
         batch_size=128,
-        epochs=24,
-        evaluate_every=32,  # steps: two epochs
+        epochs=72,
+        evaluate_every=64,  # steps: four epochs
     )
     return replace(
         full,

@@ -53,7 +53,9 @@ def study_bar(console: Console | None = None) -> Iterator[StudyProgress]:
         print(f"[{len(records)}/{count['total']}] {_line(record)}, {_time(left)} left", file=sys.stderr, flush=True)
         every = max(count["total"] // _TABLES, _SHOWN)
         if len(records) % every == 0 or len(records) == count["total"]:
-            Console(stderr=True, width=100).print(best_cells(records))
+            table = best_cells(records)
+            if table.row_count:  # single-task cells come first
+                Console(stderr=True, width=100).print(table)
 
     yield StudyProgress(start=start, finished=finish, run=RunProgress())
 
@@ -80,7 +82,8 @@ def _live(console: Console) -> Iterator[StudyProgress]:
             records.append(record)
             bars.advance(cells)
             live.console.print(_line(record), highlight=False, markup=False)
-            live.update(Group(bars, best_cells(records)))
+            table = best_cells(records)
+            live.update(Group(bars, table) if table.row_count else bars)
 
         run = RunProgress(
             start=lambda first, last: bars.reset(steps, total=last, completed=first),

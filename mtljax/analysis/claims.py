@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from mtljax.ablation.statistics.intervals import Difference, paired_difference
+from mtljax.markdown import markdown_table
 
 REPRODUCED, NOT_REPRODUCED, NOT_DECIDED = "reproduced", "not reproduced", "not decided"
 RULE = (
@@ -87,12 +88,12 @@ def claims_table(rows: Sequence[Sequence[Claim]], columns: Sequence[str], *, dig
       The table, a line a row.
     """
     heads = ["claim", "paper", *(part for column in columns for part in (f"ours, {column}", "verdict"))]
-    lines = [heads, ["---"] * len(heads)]
+    lines = []
     for forms in rows:
         words = {} if forms[0].paper != "–" else QUESTIONS
         own = [p for each in forms for p in (difference_text(each.ours, digits), words.get(each.verdict, each.verdict))]
         lines.append([forms[0].text, forms[0].paper, *own])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(heads, lines)
 
 
 def difference_text(difference: Difference, digits: int = 2) -> str:

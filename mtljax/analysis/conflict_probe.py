@@ -10,7 +10,8 @@ from jax import lax
 
 from mtljax.analysis.similarity import MEASURES, similarities
 from mtljax.gradients import PyTree, TaskGradients
-from mtljax.methods._base import as_task_gradients, state_dtype
+from mtljax.methods._base import as_task_gradients
+from mtljax.methods._state import state_dtype
 
 
 class ConflictState(NamedTuple):

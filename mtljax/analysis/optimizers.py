@@ -16,6 +16,7 @@ from mtljax.ablation.statistics.labels import optimizer_text
 from mtljax.ablation.statistics.tables import signed
 from mtljax.analysis.claims import RULE, Claim, claim, claims_table, mean_by_seed
 from mtljax.errors import unknown
+from mtljax.markdown import markdown_table
 
 # Δm with SGD minus Δm with Adam in the paper's tables A4 to A7: Cityscapes and NYUv2, each with SegNet and DeepLabV3+.
 PAPER = {
@@ -216,7 +217,7 @@ def _counts_table(counts: Sequence[MethodCounts], pair: tuple[str, str]) -> str:
     heads = ["method", *(f"{n} runs" for n in names), *(f"{n} Pareto-optimal" for n in names)]
     heads += [f"{a} undominated by {b}" for a, b in (names, names[::-1])]
     lines = [[c.method, *(str(by[o]) for by in (c.runs, c.full, c.other) for o in pair)] for c in counts]
-    return _table(heads, lines)
+    return markdown_table(heads, lines)
 
 
 def _best_table(summary: Summary) -> str:
@@ -226,11 +227,7 @@ def _best_table(summary: Summary) -> str:
         change = row.delta_m
         width, std = (f"{x:.2f}" if math.isfinite(x) else "–" for x in (change.half_width, change.std))
         lines.append([row.method, optimizer_text(row), f"{signed(change.mean)} ± {width}", std, str(change.n)])
-    return _table(["method", "optimizer, learning rate chosen", "Δm %", "std over seeds", "seeds"], lines)
-
-
-def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *lines])
+    return markdown_table(["method", "optimizer, learning rate chosen", "Δm %", "std over seeds", "seeds"], lines)
 
 
 def _short(label: str) -> str:

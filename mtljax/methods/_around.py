@@ -22,7 +22,7 @@ def base_and_pair(
         return whole, whole if paired else None
     if base == "fs_mtl":
         raise ValueError("fs_mtl: the base must be another method, such as 'cagrad'")
-    from mtljax.methods import create  # the registry lists this method too
+    from mtljax.methods.registry import create  # the registry lists this method too
 
     whole = create(base, num_tasks, **(options or {}))
     return whole, create(base, 2, **(options or {})) if paired else None

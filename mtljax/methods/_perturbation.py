@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from mtljax.gradients import PyTree
-from mtljax.methods._base import state_dtype
 from mtljax.methods._checks import Scalar
+from mtljax.methods._state import state_dtype
 
 
 class Radius(NamedTuple):

@@ -3,6 +3,7 @@
 import inspect
 
 from mtljax import methods
+from mtljax.markdown import markdown_table
 
 
 def signature(name: str) -> str:
@@ -16,15 +17,20 @@ def signature(name: str) -> str:
 def markdown() -> str:
     """The catalogue as Markdown: what each method costs, and which properties the tests found."""
     names = methods.names()
-    lines = ["| method | family | needs | backward passes | paper |", "|---|---|---|---|---|"]
+    costs, found = [], []
     for name in names:
         method = methods.describe(name)
         paper = f"[{method.paper}](https://arxiv.org/abs/{method.paper})" if method.paper[0].isdigit() else method.paper
-        lines.append(f"| `{signature(name)}` | {method.family} | {method.needs} | {method.backward_passes} | {paper} |")
-    lines += ["", "| method | " + " | ".join(methods.PROPERTIES) + " |", "|---" * (len(methods.PROPERTIES) + 1) + "|"]
-    for name in names:
-        declared = methods.describe(name).properties
-        marks = ("✓" if prop in declared else "" for prop in methods.PROPERTIES)
-        lines.append(f"| `{name}` | " + " | ".join(marks) + " |")
-    lines += ["", *(f"- *{prop}*: {meaning}" for prop, meaning in methods.PROPERTIES.items())]
-    return "\n".join(lines) + "\n"
+        costs.append([f"`{signature(name)}`", method.family, method.needs, method.backward_passes, paper])
+        marks = ("✓" if prop in method.properties else "" for prop in methods.PROPERTIES)
+        found.append([f"`{name}`", *marks])
+    return "\n".join(
+        [
+            markdown_table(["method", "family", "needs", "backward passes", "paper"], costs),
+            "",
+            markdown_table(["method", *methods.PROPERTIES], found),
+            "",
+            *(f"- *{prop}*: {meaning}" for prop, meaning in methods.PROPERTIES.items()),
+            "",
+        ]
+    )

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree
-from mtljax.methods._base import state_dtype, weighting
+from mtljax.methods._base import weighting
 from mtljax.methods._checks import Scalar, check
 from mtljax.methods._losses import running_mean
+from mtljax.methods._state import state_dtype
 from mtljax.solvers import finite
 
 

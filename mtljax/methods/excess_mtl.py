@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree, TaskGradients
-from mtljax.methods._base import jacobian_method, state_dtype
+from mtljax.methods._base import jacobian_method
 from mtljax.methods._checks import Scalar, check
 from mtljax.methods._jacobian import wide, zeros_per_task
+from mtljax.methods._state import state_dtype
 from mtljax.solvers import finite
 
 

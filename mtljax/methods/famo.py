@@ -9,9 +9,10 @@ import numpy as np
 import optax
 
 from mtljax.gradients import PyTree
-from mtljax.methods._base import state_dtype, weighting
+from mtljax.methods._base import weighting
 from mtljax.methods._checks import Scalar, by_task, check
 from mtljax.methods._losses import positive, waiting
+from mtljax.methods._state import state_dtype
 
 
 class FamoMemory(NamedTuple):

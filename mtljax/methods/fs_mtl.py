@@ -11,9 +11,10 @@ from jax import lax
 
 from mtljax.gradients import PyTree, TaskGradients
 from mtljax.methods._around import base_and_pair, check_evaluable, is_zero
-from mtljax.methods._base import as_task_gradients, task_weights
+from mtljax.methods._base import as_task_gradients
 from mtljax.methods._checks import Scalar, check, check_choice, static_int
 from mtljax.methods._perturbation import Radius, uphill
+from mtljax.methods._state import task_weights
 
 AGGREGATES = ("decomposed", "direct", "second", "each")
 NORMS = ("separate", "joint")

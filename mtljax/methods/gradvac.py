@@ -8,8 +8,9 @@ import optax
 from jax import lax
 
 from mtljax.gradients import Gramian, PyTree
-from mtljax.methods._base import state_dtype, weighting
+from mtljax.methods._base import weighting
 from mtljax.methods._checks import Scalar, check
+from mtljax.methods._state import state_dtype
 
 
 class Cosines(NamedTuple):

@@ -8,10 +8,11 @@ import optax
 from jax import lax
 
 from mtljax.gradients import Gramian, PyTree, TaskGradients
-from mtljax.methods._base import jacobian_method, state_dtype
+from mtljax.methods._base import jacobian_method
 from mtljax.methods._checks import Scalar, check
 from mtljax.methods._jacobian import cast_like, per_row, replace_shared, wide, zeros_per_task
 from mtljax.methods._simplex import face, project_simplex
+from mtljax.methods._state import state_dtype
 from mtljax.solvers import normalised
 
 

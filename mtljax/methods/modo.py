@@ -8,9 +8,10 @@ import optax
 from jax import lax
 
 from mtljax.gradients import CrossGramian, PyTree
-from mtljax.methods._base import state_dtype, weighting
+from mtljax.methods._base import weighting
 from mtljax.methods._checks import Scalar, check
 from mtljax.methods._simplex import face, project_simplex
+from mtljax.methods._state import state_dtype
 from mtljax.solvers import normalised
 
 

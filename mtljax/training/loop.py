@@ -150,7 +150,9 @@ def _begin(
 ) -> _Start:
     """Prepares the workdir and restores what is in it; the stack closes log and checkpoints."""
     if directory is not None:
-        prepare(directory, config, data.spec, resume=resume)
+        news = prepare(directory, config, data.spec, resume=resume)
+        if news:
+            progress.line(f"goes on with {', '.join(news)}")
     checkpoints = None
     if directory is not None and config.checkpoints:
         checkpoints = ckpt.open_checkpoints(directory, progress.line)

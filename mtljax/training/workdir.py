@@ -46,7 +46,7 @@ class Loaded(NamedTuple):
     config: TrainConfig
 
 
-def prepare(workdir: Path, config: TrainConfig, spec: Mapping[str, Any], *, resume: bool) -> None:
+def prepare(workdir: Path, config: TrainConfig, spec: Mapping[str, Any], *, resume: bool) -> list[str]:
     """Makes the directory of a run and writes its config, or checks that it is this run's.
 
     Args:
@@ -55,11 +55,14 @@ def prepare(workdir: Path, config: TrainConfig, spec: Mapping[str, Any], *, resu
       spec: `MultiTaskData.spec`, from which the model can be rebuilt without the data.
       resume: whether the run continues.
 
+    Returns:
+      What a resumed run has other than before, as "epochs 4 -> 8".
+
     Raises:
       ValueError: if the directory holds another run, or this run and `resume` is false, or cannot be made.
     """
     path = workdir / CONFIG
-    resumed = []
+    resumed, news = [], []
     if path.is_file():
         changed = differences(_read(path)["config"], to_dict(config))
         if not resume:
@@ -77,6 +80,7 @@ def prepare(workdir: Path, config: TrainConfig, spec: Mapping[str, Any], *, resu
                 f"{workdir} cannot be resumed with other epochs: they set optimizer.schedule, which is not constant"
             )
         before = json.loads(path.read_text())
+        news = [f"{name} {before['config'].get(name)} -> {to_dict(config)[name]}" for name in changed]
         resumed = [*before.get("resumed", []), {key: before.get(key) for key in environment()}]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -84,6 +88,7 @@ def prepare(workdir: Path, config: TrainConfig, spec: Mapping[str, Any], *, resu
         write_atomically(path, json.dumps(record, indent=2) + "\n")
     except OSError as error:
         raise ValueError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
+    return news
 
 
 def load(workdir: str | Path) -> Loaded:

@@ -81,3 +81,11 @@ def test_a_terminal_shows_bars_above_the_table():
             progress.finished(each)
     assert "2/3" in stream.getvalue()
     assert "best on validation" in stream.getvalue()
+
+
+def test_there_is_no_table_before_the_first_multi_task_cell(capsys):
+    with study_bar() as progress:
+        progress.start(8, [])
+        for i in range(8):
+            progress.finished(record(f"single{i}", 0.5, 0.5, kind="single"))
+    assert "multi-task cells so far" not in capsys.readouterr().err

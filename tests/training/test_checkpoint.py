@@ -137,7 +137,9 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_resumes_there(tiny, tmp_path):
 @pytest.mark.slow
 def test_a_finished_run_can_be_extended(tiny, tmp_path):
     train(tiny(epochs=2), workdir=tmp_path / "run")
-    train(tiny(epochs=4), workdir=tmp_path / "run", resume=True)
+    lines = []
+    train(tiny(epochs=4), workdir=tmp_path / "run", resume=True, progress=Progress(line=lines.append))
+    assert "goes on with epochs 2 -> 4" in lines
     train(tiny(epochs=4), workdir=tmp_path / "whole")
     assert_equal_runs(tmp_path / "run", tmp_path / "whole")
 
