@@ -5,9 +5,9 @@
 trains a small LeNet on MultiDigits, made on the fly from the digits archive inside the package: 36 runs, about 160 s on
 2 CPU cores. Expected with sgd (test accuracy of left and right in %, Δm in %, ± half of the 95% interval over 3 seeds):
 
-    single-task 80.7 ± 3.2, 84.6 ± 3.4     cagrad 76.7 ± 1.0, 81.3 ± 3.5, +4.39 ± 1.91
-    mgda        76.7 ± 6.5, 79.5 ± 4.5, +5.48 ± 2.38     pcgrad 75.5 ± 2.4, 80.2 ± 6.3, +5.82 ± 4.23
-    ew          76.0 ± 8.9, 78.9 ± 6.3, +6.29 ± 9.23
+    single-task 79.3 ± 6.2, 83.4 ± 5.4     ew 76.8 ± 5.4, 80.1 ± 0.9, +3.56 ± 3.38
+    cagrad      77.3 ± 3.7, 79.2 ± 1.1, +3.81 ± 2.76     pcgrad 74.6 ± 8.0, 79.3 ± 5.3, +5.41 ± 7.65
+    mgda        74.7 ± 10.8, 78.9 ± 3.2, +5.58 ± 8.48
 
 The learning rates are not tuned and there is no tuned weighting of the losses, to be quick: digits_grid.py has both.
 """

@@ -7,7 +7,7 @@ Four methods x {adam, sgd with momentum} x 5 learning rates x 3 seeds on MultiDi
 archive inside the package; with them, at the same learning rates, single-task training and 9 fixed weightings of the
 two losses. What is tuned is chosen on validation data: 5 learning rates for a method with one optimizer, 45 pairs of
 learning rate and weighting for tuned scalarization. Cells that differ in learning rate, weighting or seed share a
-program: 14 are compiled. Expected: about 15 minutes on 2 CPU cores; no method beats tuned scalarization (README.md
+program: 14 are compiled. Expected: about 20 minutes on 2 CPU cores; no method beats tuned scalarization (README.md
 holds the table, docs/digits_grid.html the report).
 """
 

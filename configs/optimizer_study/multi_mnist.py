@@ -4,7 +4,7 @@
     mtljax ablate configs/optimizer_study/multi_mnist.py
     mtljax analyze optimizers runs/optimizer_study --figure settings.png
 
-The loss of the right digit counts ten times. Seven methods with Adam and with SGD and momentum, one Adam a task
+The loss of the right digit counts ten times. Eight methods with Adam and with SGD and momentum, one Adam a task
 (adatask), one SGD a task (mtl_io) and the sign of the momentum, each at ten learning rates with three seeds; with them
 single-task training and 9 weightings of the losses at the same learning rates. This is the profile for an accelerator,
 where blocks of cells are one program. NOT RUN YET: there are no expected numbers. multi_mnist_cpu.py is the small one.
@@ -28,7 +28,9 @@ def get_config() -> StudyConfig:
             batch_size=256,
             epochs=50,
         ),
-        methods=tuple(MethodConfig(name) for name in ("ew", "uw", "rlw", "pcgrad", "cagrad", "imtl", "aligned_mtl")),
+        methods=tuple(
+            MethodConfig(name) for name in ("ew", "uw", "rlw", "mgda", "pcgrad", "cagrad", "imtl", "aligned_mtl")
+        ),
         optimizers=(adam, sgd),
         pairs=(
             Pair(MethodConfig("adatask"), OptimizerConfig("sgd"), label="adam"),

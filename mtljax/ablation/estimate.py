@@ -20,7 +20,6 @@ from mtljax.training.program import EVALUATION_BATCH, data_key, evaluate, init_s
 BUDGET_SECONDS = 20.0  # after which no further program is timed
 _STEPS = 5  # timed of a cell, or as many as fit into
 _STEP_SECONDS = 4.0
-_SHOWN = 24  # cells listed
 
 
 class Estimate(NamedTuple):
@@ -73,7 +72,7 @@ def estimate(plan: Plan, budget: float = BUDGET_SECONDS) -> Estimate:
     first, later = (float(np.mean([times[i] for times in timed.values()])) for i in range(2))
     costs = {key: timed.get(key, (first, later)) for key in groups}
     total = sum(costs[key][0] + costs[key][1] * len(cells) for key, cells in groups.items())
-    return Estimate(total, f"from up to {_STEPS} steps and two evaluations of {len(timed)} of {len(groups)} programs")
+    return Estimate(total, f"from up to {_STEPS} steps and evaluated batches of {len(timed)} of {len(groups)} programs")
 
 
 def _time(config: TrainConfig, context: Context) -> tuple[float, float]:
@@ -104,17 +103,11 @@ def _time(config: TrainConfig, context: Context) -> tuple[float, float]:
 
 
 def cell_table(plan: Plan) -> Table:
-    """The cells as a table for a terminal, the middle left out when it is long."""
+    """The cells as a table for a terminal."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("cell", "role", "seed", "status"):
         table.add_column(name, overflow="fold")
-    shown = plan.cells
-    half = _SHOWN // 2
-    for index, cell in enumerate(shown):
-        if len(shown) > _SHOWN and half <= index < len(shown) - half:
-            if index == half:
-                table.add_row(f"… {len(shown) - 2 * half} more …", "", "", "")
-            continue
+    for cell in plan.cells:
         record = plan.done.get(cell.name)
         status = "to run" if record is None else record["status"]
         table.add_row(*map(Text, (cell.name, cell.role, str(cell.config.seed), status)))

@@ -77,7 +77,7 @@ def _dry_run(study: Any, directory: Path, options: argparse.Namespace) -> int:
         soft_wrap=True,
     )
     if not found.done and found.left:
-        print("timing a few steps of them; large networks take minutes to compile", file=sys.stderr)
+        print("timing a few steps of each program; large networks take minutes to compile", file=sys.stderr)
     left = estimate(found)
     several = (options.jobs or os.cpu_count() or 1) if strategy in ("processes", "ray") else 1
     text = f"time left: unknown ({left.source})"

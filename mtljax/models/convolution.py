@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+_KNOWN = {"lhs_dilation", "rhs_dilation", "dimension_numbers", "feature_group_count"}
+
 
 def tiled_convolution(
     inputs: jax.Array,
@@ -21,13 +23,14 @@ def tiled_convolution(
 
     Each row of the output is cut into tiles about as wide as the kernel. A tile depends linearly on the rows of the
     input under it, through a matrix that holds the kernel once for each pixel of the tile, shifted along. That does up
-    to twice the arithmetic, but copies the input only a few times, where patches copy it once for each pixel of the
-    kernel. It pays for few channels and large kernels (docs/performance.md).
+    to twice the arithmetic and copies the input about 2h times for a kernel of height h and width w, where patches copy
+    it h * w times. It pays for few channels and large kernels (docs/performance.md).
 
     Args:
       inputs: (B, H, W, C).
       kernel: (h, w, C, O).
-      window_strides: any but 1 are left to lax, like dilations, groups and images smaller than the kernel.
+      window_strides: any but 1 are left to lax, like dilations, groups, negative padding, other options and images
+        smaller than the kernel.
       padding: as in lax.
       precision: of the product.
       **options: as `flax.linen.Conv(conv_general_dilated=...)` passes them: dilations,
@@ -36,19 +39,21 @@ def tiled_convolution(
     Returns:
       (B, H', W', O).
     """
-    strides = tuple(window_strides)
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(inputs.shape[1:3], kernel.shape[:2], strides, padding)
-    (batch, height, width, channels), (rows, columns, _, features) = inputs.shape, kernel.shape
-    height, width = (size + sum(pads) for size, pads in zip((height, width), padding, strict=True))
+    (batch, height, width, _), (rows, columns, _, features) = inputs.shape, kernel.shape
+    pads = padding
+    if isinstance(pads, str):
+        pads = lax.padtype_to_pads((height, width), (rows, columns), window_strides, pads)
+    height, width = (size + sum(sides) for size, sides in zip((height, width), pads, strict=True))
     out_height, out_width = height - rows + 1, width - columns + 1
-    plain = strides == (1, 1) and kernel.shape[2] == channels and min(out_height, out_width) > 0
-    if not plain or any({*(options.get(side) or (1,))} != {1} for side in ("lhs_dilation", "rhs_dilation")):
-        return lax.conv_general_dilated(inputs, kernel, strides, padding, precision=precision, **options)
+    ones = [*window_strides, *(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())]
+    ones.append(options.get("feature_group_count", 1))
+    fits = min(out_height, out_width, 1 + min(min(sides) for sides in pads)) > 0
+    if set(ones) != {1} or not fits or not options.keys() <= _KNOWN:
+        return lax.conv_general_dilated(inputs, kernel, window_strides, padding, precision=precision, **options)
     tiles = -(-out_width // columns)
     tile = -(-out_width // tiles)  # pixels of a tile; the last one may reach beyond the image, into zeros
     beyond, under = tiles * tile - out_width, tile + columns - 1
-    (top, bottom), (left, right) = padding
+    (top, bottom), (left, right) = pads
     x = jnp.pad(inputs, ((0, 0), (top, bottom), (left, right + beyond), (0, 0)))
     x = jnp.stack([x[:, :, i * tile : i * tile + under].reshape(batch, height, -1) for i in range(tiles)], axis=2)
     x = jnp.concatenate([x[:, i : i + out_height] for i in range(rows)], axis=-1)
@@ -60,7 +65,7 @@ def _band(kernel: jax.Array, tile: int) -> jax.Array:
     """(h * (tile + w - 1) * C, tile * O): from what lies under a tile to its pixels, zero but for a band."""
     rows, columns, channels, features = kernel.shape
     under = tile + columns - 1
-    # A row of zeros after the kernel, repeated and cut one short each time, shifts it by one each time.
+    # A row of the kernel with zeros after it, repeated and cut one short each time, is shifted by one each time.
     row = jnp.pad(kernel, ((0, 0), (0, tile), (0, 0), (0, 0)))[:, None]
     band = jnp.broadcast_to(row, (rows, tile, under + 1, channels, features))
     band = band.reshape(rows, tile * (under + 1), channels, features)[:, : tile * under]

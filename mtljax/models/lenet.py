@@ -30,7 +30,7 @@ class LeNet(nn.Module):
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """Maps images (B, H, W, C) to a representation (B, features)."""
         x = inputs
-        # On a CPU matrix products: half the time of a step, and several times less under vmap and in loops.
+        # On a CPU matrix products, which are faster, in loops and under vmap most of all (docs/performance.md).
         convolution = tiled_convolution if jax.default_backend() == "cpu" else None
         for channels, kernel in zip(self.channels, self.kernels, strict=True):
             size = (kernel, kernel)

@@ -328,6 +328,24 @@ def test_kill_and_run_again_keeps_finished_cells_and_frees_the_directory(tmp_pat
     assert all(path.stat().st_mtime_ns == time_ for path, time_ in kept.items())
 
 
+@pytest.mark.parametrize(("seconds", "advanced"), [(60.0, 1 + estimate_module._STEPS), (0.0, 2)])
+def test_steps_are_timed_after_the_one_that_compiles_and_one_is_enough(tmp_path, monkeypatch, seconds, advanced):
+    monkeypatch.setattr(estimate_module, "_STEP_SECONDS", seconds)
+    fresh, count = plan(study, tmp_path), []
+    config = fresh.cells[0].config
+    program = fresh.context.program(config)
+
+    def advance(*arguments):
+        count.append(1)
+        return program.advance(*arguments)
+
+    monkeypatch.setattr(Context, "program", lambda self, config: program._replace(advance=advance))
+    once, each = estimate_module._time(config, fresh.context)
+    assert len(count) == advanced
+    assert once > 0
+    assert each > 0
+
+
 def test_the_estimate_rests_on_finished_cells_or_on_timed_steps_or_says_that_it_knows_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(estimate_module, "_time", lambda config, context: (10.0, 2.0))
     fresh = plan(study, tmp_path)

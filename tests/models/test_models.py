@@ -106,6 +106,9 @@ def layers(strides, padding, **options):
     [
         ((2, 1), "SAME", {}),
         ((1, 1), "VALID", {"rhs_dilation": (2, 1)}),
+        ((1, 1), "SAME", {"rhs_dilation": (2, 1)}),
+        ((1, 1), ((-1, 1), (0, 0)), {}),
+        ((1, 1), "SAME", {"preferred_element_type": jnp.float32}),
         ((1, 1), ((1, 1), (1, 2)), {"lhs_dilation": (1, 2)}),
         ((1, 1), "VALID", {"feature_group_count": 2}),
     ],
@@ -122,7 +125,11 @@ def test_lenet_is_the_same_network_on_every_backend(monkeypatch):
     net = LeNet(channels=(4, 6), kernels=(3, 3), padding="SAME", features=8)
     params = net.init(jax.random.PRNGKey(1), x)
     tiled = net.apply(params, x)
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(net.apply)(params, x))
+    mapped = jax.vmap(net.apply, in_axes=(None, 0))(params, x[:, None])[:, 0]
+    np.testing.assert_allclose(mapped, tiled, rtol=1e-5, atol=1e-6)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert "conv_general_dilated" in str(jax.make_jaxpr(net.apply)(params, x))
     again = net.init(jax.random.PRNGKey(1), x)
     jax.tree.map(np.testing.assert_array_equal, params, again)
     np.testing.assert_allclose(net.apply(params, x), tiled, rtol=1e-5, atol=1e-6)
