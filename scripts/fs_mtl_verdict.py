@@ -162,6 +162,9 @@ def main() -> int:
     parser.add_argument("directory", help="of a study")
     directory = parser.parse_args().directory
     records, _ = read_cells(directory)
+    if not records:
+        print(f"{directory} holds no finished cells: mtljax ablate configs/fs_mtl/cpu.py makes them", file=sys.stderr)
+        return 2
     present = {record["config"]["data"]["name"] for record in records}
     ways = {data: accuracies(records, data) for data in (*SETS, *sorted(present - set(SETS))) if data in present}
     rows = [

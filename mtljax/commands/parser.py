@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
         "ablate",
         "ablate:ablate",
         "run a study, a grid of runs with single-task baselines and tuned scalarization; finished cells are kept",
-        'mtljax ablate configs/digits.py --base.epochs=4 --seeds="(0, 1, 2, 3, 4)"',
+        "mtljax ablate configs/digits.py --base.epochs=4 --workdir=runs/digits-4-epochs",
     )
     ablate.add_argument("config", metavar="CONFIG", help="Python file with get_config() returning a StudyConfig")
     ablate.add_argument("--workdir", help="directory of the study (default: runs/NAME)")

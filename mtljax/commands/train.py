@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -45,9 +46,9 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
         return 0
     console = Console()
     console.print(metrics_table({"validation": result.validation, "test": result.test}))
+    speed = f"{1000 * result.seconds_per_step:.2f} ms/step; " if math.isfinite(result.seconds_per_step) else ""
     console.print(
-        f"selected at step {result.best_step} of {result.steps} on validation; "
-        f"{1000 * result.seconds_per_step:.2f} ms/step; log and checkpoints: {workdir}",
+        f"selected at step {result.best_step} of {result.steps} on validation; {speed}log and checkpoints: {workdir}",
         highlight=False,
         soft_wrap=True,
     )
