@@ -111,7 +111,7 @@ class TrainConfig:
       test_curve: whether the log also holds the test metrics at every evaluation, for comparison with papers that
         report the best epoch on test; nothing is selected by them.
       probe_every: steps between looks at the gradients of single examples, 0 for none: see `mtljax analyze conflicts`.
-        On a CPU every 20 costs convolutional networks up to 2% of the time, every 200 perceptrons less than 5%.
+        On a CPU every 20 costs convolutional networks up to 5% of the time, every 200 perceptrons less than 5%.
       probe_samples: examples of the batch at each look.
       checkpoints: whether to keep checkpoints; without them a run cannot be resumed or loaded.
       tensorboard: whether to write TensorBoard files too, when tensorboardX is installed.

@@ -82,14 +82,28 @@ def _reply(ray: Any, reference: Any) -> Record | BaseException:
 
 
 def _import_ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray sends statistics
-    if "RAY_ADDRESS" not in os.environ:
-        # On any system this makes a cluster that is started here listen on the loopback interface alone.
+    address = os.environ.get("RAY_ADDRESS")
+    if address is None:
+        # On any system this makes a cluster that is started here listen on the loopback interface alone. Ray reads it
+        # when it is imported, so a dead address must be told before.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    elif found := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address):
+        try:  # where nothing listens Ray itself would try for minutes
+            socket.create_connection((found[1], int(found[2])), _REACH_SECONDS).close()
+        except OSError as error:
+            raise _unreachable(address) from error
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray sends statistics
     try:
         return importlib.import_module("ray")
     except ImportError as error:
         raise ValueError('strategy "ray" needs Ray: install it with pip install "mtljax[ray]"') from error
+
+
+def _unreachable(address: str | None) -> ValueError:
+    return ValueError(
+        f"RAY_ADDRESS={address}: no Ray cluster answers there; start one with ray start --head, or unset it to "
+        "start one for this study"
+    )
 
 
 @contextlib.contextmanager
@@ -101,7 +115,6 @@ def _cluster(ray: Any, jobs: int | None) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     start = {"num_cpus": jobs, "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     try:
-        _reach(address)
         with warnings.catch_warnings():
             # Ray forks only to execute its own programs at once.
             warnings.filterwarnings("ignore", "os.fork|.*fork\\(\\) may lead to deadlocks")
@@ -112,18 +125,8 @@ def _cluster(ray: Any, jobs: int | None) -> Iterator[None]:
                 **({} if address else start),
             )
     except OSError as error:
-        raise ValueError(
-            f"RAY_ADDRESS={address}: no Ray cluster answers there; start one with ray start --head, or unset it to "
-            "start one for this study"
-        ) from error
+        raise _unreachable(address) from error
     try:
         yield
     finally:
         ray.shutdown()
-
-
-def _reach(address: str | None) -> None:
-    """Raises OSError if nothing listens at "HOST:PORT", where Ray itself would try for minutes."""
-    found = re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address or "")
-    if found:
-        socket.create_connection((found[1], int(found[2])), _REACH_SECONDS).close()
