@@ -120,6 +120,15 @@ def test_the_profile_for_one_accelerator_pairs_two_methods_on_two_sets():
         assert all(set(seeds) == {0, 1, 2} for seeds in selected.values())
 
 
+def test_a_directory_without_cells_is_one_sentence(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(verdict, "read_cells", lambda directory: ([], []))
+    monkeypatch.setattr(sys, "argv", ["fs_mtl_verdict", str(tmp_path)])
+    assert verdict.main() == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "holds no finished cells" in printed.err
+
+
 def test_the_tables_are_printed(capsys, monkeypatch):
     monkeypatch.setattr(verdict, "read_cells", lambda directory: (records("aggregation", known), []))
     monkeypatch.setattr(sys, "argv", ["fs_mtl_verdict", "somewhere"])
