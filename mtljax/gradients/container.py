@@ -9,8 +9,16 @@ import jax.numpy as jnp
 
 from mtljax.gradients.arguments import loss_vector
 from mtljax.gradients.choice import Choice, sentence
-from mtljax.gradients.gramian import CrossGramian, Gramian, cross_gramian, scaled_gramian
-from mtljax.gradients.linearized import Linearized, gramian_rows, own_rows, weighted_rows
+from mtljax.gradients.gramian import CrossGramian, Gramian, cross_gramian, gramian_apart, scaled_gramian
+from mtljax.gradients.linearized import (
+    Linearized,
+    combined_rows,
+    differences,
+    gramian_pieces,
+    gramian_rows,
+    own_rows,
+    weighted_rows,
+)
 from mtljax.gradients.prepared import Prepared
 
 PyTree: TypeAlias = Any
@@ -42,6 +50,10 @@ class TaskGradients:
     choice: Choice | None = None
     changed: bool = False
     _jacobian: PyTree | None = None
+    _apart: tuple[PyTree, ...] | None = None  # the K gradients in place of a Jacobian, where few are held
+    _few: bool = (
+        False  # whether they are to be held so: copying them into one Jacobian costs more than pairs of products
+    )
     _linearized: Linearized | None = None
     _prepare: Callable[[], Prepared] | None = None
     _prepared: Prepared | None = None
@@ -95,13 +107,18 @@ class TaskGradients:
         """The gradients of all tasks: pytree like params, each leaf (K, *shape). Costs K backward passes."""
         if self._jacobian is not None:
             return self._jacobian
+        if self._apart is not None:
+            return jax.tree.map(lambda *rows: jnp.stack(rows), *self._apart)
         assert self._linearized is not None
         return self._linearized.jacobian()
 
     def materialize(self) -> "TaskGradients":
-        """A copy that holds its Jacobian, so that several uses cost K backward passes together."""
-        if self._jacobian is not None:
+        """A copy that holds its gradients, so that several uses cost K backward passes together."""
+        if self._jacobian is not None or self._apart is not None:
             return self
+        if self._few:
+            assert self._linearized is not None
+            return dataclasses.replace(self, _apart=self._linearized.rows(), _prepared=None)
         return dataclasses.replace(self, _jacobian=self.jacobian(), _prepared=None)
 
     def with_gramian(self) -> "TaskGradients":
@@ -109,9 +126,9 @@ class TaskGradients:
 
         Modes "two_pass" and "features", a subset and scattered gradients then never hold the Jacobian.
         """
-        if self._jacobian is not None or self._prepared is not None:
+        if self._prepared is not None:
             return self
-        if self._prepare is None:
+        if self._prepare is None or self._jacobian is not None or self._apart is not None:
             return self.materialize()
         return dataclasses.replace(self, _prepared=self._prepare())
 
@@ -127,7 +144,11 @@ class TaskGradients:
     def scaled_gramian(self) -> Gramian:
         """The Gramian over the shared parameters as unit-diagonal matrix and norms: what the methods work with."""
         grads = self.with_gramian()
-        return scaled_gramian(grads._rows(), self.num_tasks) if grads._prepared is None else grads._prepared.gramian
+        if grads._prepared is not None:
+            return grads._prepared.gramian
+        if grads._apart is not None:
+            return gramian_apart([gramian_pieces(row, self._subset) for row in grads._apart])
+        return scaled_gramian(grads._rows(), self.num_tasks)
 
     def cross_gramian(self, other: "TaskGradients") -> CrossGramian:
         """Inner products over the shared parameters with the gradients of the same tasks on another batch."""
@@ -150,6 +171,8 @@ class TaskGradients:
         own_weights = jnp.ones_like(weights) if scale_own is False else weights if scale_own is True else scale_own
         if self._prepared is not None:
             return self._prepared.combine(weights, own_weights)
+        if self._apart is not None:
+            return combined_rows(self._apart, self.shared, self._leaf_tasks, weights, own_weights)
         if self._jacobian is None:
             assert self._linearized is not None
             return self._linearized.combined(self.shared, weights, own_weights)
@@ -169,7 +192,7 @@ class TaskGradients:
 
     def with_jacobian(self, jacobian: PyTree) -> "TaskGradients":
         """Other rows in place of these: pytree like params, each leaf (K, *shape); losses and shared/own split stay."""
-        return dataclasses.replace(self, _jacobian=jacobian, _prepared=None, changed=True)
+        return dataclasses.replace(self, _jacobian=jacobian, _apart=None, _prepared=None, changed=True)
 
     def at(self, params_per_task: PyTree) -> "TaskGradients":
         """The gradients with task k evaluated at its own parameters, as sharpness-aware methods need.
@@ -185,22 +208,28 @@ class TaskGradients:
           ValueError: if the gradients were made from an explicit Jacobian: then there is nothing to evaluate.
         """
         jacobian, losses = self._source("at").at(params_per_task)
-        return dataclasses.replace(self, _jacobian=jacobian, losses=losses, _prepared=None)
+        return dataclasses.replace(self, _jacobian=jacobian, _apart=None, losses=losses, _prepared=None)
 
-    def changes(self, move: Callable[[PyTree], tuple[PyTree, jax.Array]]) -> PyTree:
-        """How the gradients change when each task moves by its own, one task at a time.
+    def changes(self, move: Callable[[PyTree], tuple[PyTree, jax.Array]]) -> "TaskGradients":
+        """How the gradients change when each task moves by its own; where none are held, one task at a time.
 
         Args:
-          move: `gradient -> (params, moved)`, all with a leading axis of size 1: a task's gradient to its parameters,
-            and whether they are others.
+          move: `gradients -> (params, moved)`, all with a leading axis: gradients of some tasks to their parameters,
+            and the mask of those that are others.
 
         Returns:
-          The differences: pytree like params, each leaf (K, *shape), 0 where nothing moved.
+          The differences in place of these gradients, 0 where nothing moved; losses and shared/own split stay.
 
         Raises:
           ValueError: if the gradients were made from an explicit Jacobian.
         """
-        return self._source("changes").changes(move)
+        source = self._source("changes")
+        if self._apart is not None:
+            return self.with_jacobian(source.changes_of(self._apart, move))
+        if self._jacobian is None:
+            return self.with_jacobian(source.changes(move))
+        points, moved = move(self._jacobian)
+        return self.with_jacobian(differences(source.at(points)[0], self._jacobian, moved))
 
     def moved_to(self, params: PyTree) -> "TaskGradients":
         """The gradients of the same losses on the same data at other parameters, as lazy as these.

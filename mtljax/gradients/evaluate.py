@@ -24,7 +24,7 @@ from mtljax.gradients.choice import MODES, Mode, choose, contains_convolution
 from mtljax.gradients.container import TaskGradients
 from mtljax.gradients.features import Halves, SplitLosses, linearize_halves, prepare_features
 from mtljax.gradients.linearized import Linearized, mean, varying
-from mtljax.gradients.prepared import Prepared, prepare_apart, prepare_scattered, prepare_subset, prepare_two_pass
+from mtljax.gradients.prepared import Prepared, prepare_scattered, prepare_subset, prepare_two_pass
 
 PyTree: TypeAlias = Any
 Reduce: TypeAlias = Literal["mean", "scatter"]
@@ -139,6 +139,7 @@ def task_gradients(
         choice=choice,
         _leaf_tasks=tuple(leaf_tasks),
         _subset=chosen,
+        _few=choice.mode == "loop" and len(names) <= FEW_TASKS and axis_name is None,
         _linearized=linearized,
         _prepare=_preparation(linearized, halves, mask, chosen, leaf_tasks, choice.mode, subset is not None, reduce),
         _again=again,
@@ -212,6 +213,4 @@ def _preparation(
         return partial(prepare_subset, linearized, shared, chosen)
     if reduce == "scatter":
         return partial(prepare_scattered, linearized, shared, leaf_tasks)
-    if linearized.passes == "unrolled" and len(linearized.tasks) <= FEW_TASKS and linearized.axis_name is None:
-        return partial(prepare_apart, linearized, shared, chosen, leaf_tasks)
     return None

@@ -43,6 +43,11 @@ class Linearized(NamedTuple):
         (jacobian,) = transposed_rows(self.linear, (self.params,), self.dtypes, self.passes, self.axis_name)
         return jacobian
 
+    def rows(self) -> tuple[PyTree, ...]:
+        """The K gradients as K pytrees like params, averaged over the axis."""
+        found = rows_apart(self.linear, (self.params,), self.dtypes, self.axis_name)
+        return tuple(mean(row, self.axis_name) for (row,) in found)
+
     def weighted(self, weights: jax.Array) -> PyTree:
         """The gradient of the (K,)-weighted sum of the losses: one backward pass."""
         cotangents = tuple(weights[k].astype(dtype) for k, dtype in enumerate(self.dtypes))
@@ -107,6 +112,17 @@ class Linearized(NamedTuple):
             rows.append(row(basis[k], lambda losses, k=k: losses[k]))
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
 
+    def changes_of(self, rows: Sequence[PyTree], move: Callable[[PyTree], tuple[PyTree, jax.Array]]) -> PyTree:
+        """The same with the K gradients at `params` given."""
+
+        def change(k: int, before: PyTree) -> PyTree:
+            points, moved = move(jax.tree.map(lambda leaf: leaf[None], before))
+            params = varying(jax.tree.map(lambda leaf: leaf[0], points), self.axis_name)
+            after = mean(jax.grad(lambda p: self.losses_fn(p)[k])(params), self.axis_name)
+            return jax.tree.map(lambda a, b: jnp.where(moved[0], a - b, 0), after, before)
+
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(change(k, row) for k, row in enumerate(rows)))
+
 
 def transposed_rows(
     linear: Linear, primals: tuple[PyTree, ...], dtypes: Sequence[Any], passes: Passes, axis_name: Any
@@ -135,6 +151,11 @@ def rows_apart(
     ]
 
 
+def differences(after: PyTree, before: PyTree, moved: jax.Array) -> PyTree:
+    """`after - before` where the (K,) mask says so, else 0; pytrees with leaves (K, *shape)."""
+    return jax.tree.map(lambda a, b: jnp.where(moved.reshape(-1, *(1,) * (b.ndim - 1)), a - b, 0), after, before)
+
+
 def gramian_rows(jacobian: PyTree, chosen: PyTree, num_tasks: int) -> list[jax.Array]:
     """The chosen leaves of a Jacobian as pieces (K, n_i), in float32 at least."""
     return [
@@ -142,6 +163,38 @@ def gramian_rows(jacobian: PyTree, chosen: PyTree, num_tasks: int) -> list[jax.A
         for leaf, keep in zip(jax.tree.leaves(jacobian), jax.tree.leaves(chosen), strict=True)
         if keep and leaf.size
     ]
+
+
+def gramian_pieces(row: PyTree, chosen: PyTree) -> list[jax.Array]:
+    """The chosen leaves of one gradient as pieces (n_i,), in float32 at least."""
+    return [
+        leaf.reshape(-1).astype(accumulation(leaf.dtype))
+        for leaf, keep in zip(jax.tree.leaves(row), jax.tree.leaves(chosen), strict=True)
+        if keep and leaf.size
+    ]
+
+
+def combined_rows(
+    rows: Sequence[PyTree],
+    shared: PyTree,
+    leaf_tasks: Sequence[tuple[int, ...]],
+    weights: jax.Array,
+    own_weights: jax.Array,
+) -> PyTree:
+    """The weighted sum of gradients that lie apart: one pass over them, pytree like params.
+
+    Shared leaves get the (K,) weights, the others own ones, of the tasks that have a gradient there.
+    """
+    combined = []
+    for leaves, is_shared, tasks in zip(
+        zip(*map(jax.tree.leaves, rows), strict=True), jax.tree.leaves(shared), leaf_tasks, strict=True
+    ):
+        dtype = accumulation(leaves[0].dtype)
+        chosen = (weights if is_shared else own_weights).astype(dtype)
+        of = range(len(rows)) if is_shared else tasks
+        total = sum((chosen[k] * leaves[k].astype(dtype) for k in of), jnp.zeros(leaves[0].shape, dtype))
+        combined.append(total.astype(leaves[0].dtype))
+    return jax.tree.unflatten(jax.tree.structure(shared), combined)
 
 
 def weighted_rows(weights: jax.Array, rows: jax.Array) -> jax.Array:

@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mtljax.gradients.gramian import Gramian, gramian_apart, inverse, scaled_gramian, unit_diagonal
+from mtljax.gradients.gramian import Gramian, inverse, scaled_gramian, unit_diagonal
 from mtljax.gradients.linearized import (
     Linearized,
     accumulation,
     gramian_rows,
     mean,
     own_rows,
-    rows_apart,
     varying,
     weighted_rows,
 )
@@ -33,29 +32,6 @@ class Prepared(NamedTuple):
 
     gramian: Gramian
     combine: Callable[[jax.Array, jax.Array], PyTree]
-
-
-def prepare_apart(
-    linearized: Linearized, shared: PyTree, chosen: PyTree, leaf_tasks: Sequence[tuple[int, ...]]
-) -> Prepared:
-    """The gradients of a few tasks, never copied into one Jacobian; the combination is one pass over them."""
-    num_tasks = len(linearized.tasks)
-    found = rows_apart(linearized.linear, (linearized.params,), linearized.dtypes, linearized.axis_name)
-    rows = [jax.tree.leaves(row) for (row,) in found]
-    keep = jax.tree.leaves(chosen)
-    flat = [[_flat(leaf) for leaf, kept in zip(row, keep, strict=True) if kept and leaf.size] for row in rows]
-
-    def combine(weights: jax.Array, own_weights: jax.Array) -> PyTree:
-        combined = []
-        for leaves, is_shared, tasks in zip(zip(*rows, strict=True), jax.tree.leaves(shared), leaf_tasks, strict=True):
-            dtype = accumulation(leaves[0].dtype)
-            chosen_weights = (weights if is_shared else own_weights).astype(dtype)
-            of = range(num_tasks) if is_shared else tasks
-            total = sum((chosen_weights[k] * leaves[k].astype(dtype) for k in of), jnp.zeros(leaves[0].shape, dtype))
-            combined.append(total.astype(leaves[0].dtype))
-        return jax.tree.unflatten(jax.tree.structure(shared), combined)
-
-    return Prepared(gramian_apart(flat), combine)
 
 
 def prepare_subset(linearized: Linearized, shared: PyTree, chosen: PyTree) -> Prepared:
@@ -149,10 +125,6 @@ def prepare_scattered(linearized: Linearized, shared: PyTree, leaf_tasks: Sequen
         return jax.tree.unflatten(treedef, combined)
 
     return Prepared(gramian, combine)
-
-
-def _flat(leaf: jax.Array) -> jax.Array:
-    return leaf.reshape(-1).astype(accumulation(leaf.dtype))
 
 
 def _sum_of_squares(leaf: jax.Array) -> jax.Array:

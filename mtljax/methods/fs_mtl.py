@@ -10,6 +10,7 @@ import optax
 from jax import lax
 
 from mtljax.gradients import PyTree, TaskGradients
+from mtljax.gradients.linearized import differences
 from mtljax.methods._around import base_and_pair, check_evaluable, is_zero
 from mtljax.methods._base import as_task_gradients
 from mtljax.methods._checks import Scalar, check, check_choice, static_int
@@ -169,16 +170,12 @@ def fs_mtl(
             found = grads.at(points)
         return (found if grads.losses is None else found.with_losses(grads.losses)), moved
 
-    def flat_rows(grads: TaskGradients) -> PyTree:
-        if _streams(grads) and not shared_perturbation:
-            return grads.changes(lambda row: uphill(grads.params, row, grads.shared, radius))
-        grads = grads.materialize()
+    def flat_parts(grads: TaskGradients) -> TaskGradients:
+        """The changes of the gradients, in their place."""
+        if not shared_perturbation:
+            return grads.changes(lambda rows: uphill(grads.params, rows, grads.shared, radius))
         found, moved = perturbed(grads)
-        return jax.tree.map(
-            lambda new, old: jnp.where(moved.reshape(-1, *(1,) * (old.ndim - 1)), new - old, 0),
-            found.jacobian(),
-            grads.jacobian(),
-        )
+        return grads.with_jacobian(differences(found.jacobian(), grads.jacobian(), moved))
 
     def aggregated(
         every: list[TaskGradients], flats: list[TaskGradients], state: FsMtlState, params: PyTree, extra: dict[str, Any]
@@ -234,15 +231,15 @@ def fs_mtl(
             if aggregate == "direct":
                 gradient, loss = whole.update(_one([perturbed(g)[0] for g in every]), state.loss, params, **extra)
                 return gradient, state._replace(loss=loss)
-            every = [g if _streams(g) else g.materialize() for g in every]
-            flats = [g.with_jacobian(flat_rows(g)) for g in every]
+            every = [g if _streams(g) and not shared_perturbation else g.materialize() for g in every]
+            flats = [flat_parts(g) for g in every]
             return aggregated(every, flats, state, params, extra)
         grads = every[0].materialize()
         if solve is None:
             due = (state.step - 1) % perturb_every == 0
-            rows = lax.cond(due, lambda _: flat_rows(grads), lambda kept: kept, state.rows)
+            rows = lax.cond(due, lambda _: flat_parts(grads).jacobian(), lambda kept: kept, state.rows)
         else:
-            rows = flat_rows(grads) if solve else state.rows
+            rows = flat_parts(grads).jacobian() if solve else state.rows
         return aggregated([grads], [grads.with_jacobian(rows)], state._replace(rows=rows), params, extra)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
