@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import difflib
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -74,6 +75,9 @@ def _replace(config: Any, keys: list[str], value: Any, full: str, read: Callable
     key, *rest = keys
     prefix = full[: len(full) - len(".".join(keys))]
     if key not in hints:
+        elsewhere = [prefix + path for path in _paths(config, keys[-1])]
+        if elsewhere and not difflib.get_close_matches(key, hints, cutoff=0.75):
+            raise ValueError(f"unknown config key {full!r}: did you mean {' or '.join(map(repr, elsewhere))}?")
         raise unknown("config key", prefix + key, [prefix + name for name in hints])
     current = getattr(config, key)
     if dataclasses.is_dataclass(current):
@@ -86,6 +90,13 @@ def _replace(config: Any, keys: list[str], value: Any, full: str, read: Callable
     if rest:
         raise ValueError(f"{prefix + key} is a single value and has no field {'.'.join(rest)!r}")
     return dataclasses.replace(config, **{key: checked(hints[key], read(hints[key], value), full)})
+
+
+def _paths(config: Any, name: str) -> list[str]:
+    """Where a config, or one inside it, has a field of this name."""
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    inside = [f"{key}.{path}" for key, v in fields.items() if dataclasses.is_dataclass(v) for path in _paths(v, name)]
+    return ([name] if name in fields else []) + inside
 
 
 def _parsed(hint: Any, text: str) -> Any:

@@ -36,6 +36,15 @@ def test_overrides_reach_the_base_of_a_study():
     assert override(StudyConfig("s"), ["--seeds=7"]).seeds == (7,)
 
 
+def test_a_key_of_another_level_is_named():
+    with pytest.raises(ValueError, match=r"'epochs': did you mean 'base\.epochs'\?"):
+        override(StudyConfig("s"), ["--epochs=3"])
+    with pytest.raises(ValueError, match=r"'learning_rate': did you mean 'base\.optimizer\.learning_rate'\?"):
+        override(StudyConfig("s"), ["--learning_rate=3"])
+    with pytest.raises(ValueError, match=r"'base\.epochs': did you mean 'epochs'\?"):
+        override(TrainConfig(), ["--base.epochs=3"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
