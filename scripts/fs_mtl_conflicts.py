@@ -142,7 +142,7 @@ def share_table(runs: Mapping[str, Sequence[Run]]) -> str:
     lines = []
     for epoch in sorted({1, epochs, *range(0, epochs + 1, max(1, epochs // 10))} - {0}):
         found = [t_interval([run.shares[epoch - 1] for run in several]) for several in runs.values()]
-        lines.append([str(epoch), *(f"{each.mean:.1f} ± {each.half_width:.1f}" for each in found)])
+        lines.append([str(epoch), *(each.text(".1f") for each in found)])
     return markdown_table(["epoch", *(f"{name}, %" for name in runs)], lines)
 
 

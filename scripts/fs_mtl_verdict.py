@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mtljax.ablation.report import read_cells
-from mtljax.ablation.statistics import Interval, t_interval
+from mtljax.ablation.statistics import t_interval
 from mtljax.analysis.claims import RULE, Claim, claim, claims_table, mean_by_seed
 from mtljax.markdown import markdown_table
 
@@ -123,20 +123,13 @@ def claims(data: str, found: Mapping[Network, BySeed]) -> Iterator[Claim]:
                 yield held(f"flat > plain, {which}", flat, plain, expected(pairs))
 
 
-def shown(value: Interval) -> str:
-    """A mean with half of its interval."""
-    if value.n < 2:
-        return f"{value.mean:.2f} (one seed)" if value.n else "–"
-    return f"{value.mean:.2f} ± {value.half_width:.2f}"
-
-
 def accuracy_table(sets: Mapping[str, Mapping[Network, BySeed]]) -> str:
     """Mean accuracy by network, a column a set."""
     networks = sorted({name for found in sets.values() for name in found}, key=lambda name: (name[0] != "stl", name))
     lines = []
     for name in networks:
         values = [t_interval(list(found.get(name, {}).values())) for found in sets.values()]
-        lines.append([*name, *(shown(value) for value in values)])
+        lines.append([*name, *(value.text() for value in values)])
     return markdown_table(["network", "flat parts", *(SETS.get(data, data) for data in sets)], lines)
 
 

@@ -3,14 +3,13 @@
 import argparse
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mtljax.commands.output import console
+from mtljax.commands.output import console, save_figure
 
 
 def toy(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -121,9 +120,9 @@ def robustness(options: argparse.Namespace, overrides: list[str]) -> int:
     for column in ("method", "seeds", *tasks, "mean", "mean, clean metrics before tuning"):
         table.add_column(column)
     for each in comparisons:
-        cells = (_interval(each.tasks[task]) if task in each.tasks else "" for task in tasks)
-        shown = f"{_interval(each.mean)}: {robustness_verdict.sign(each.mean)}"
-        table.add_row(each.method, str(len(each.seeds)), *cells, shown, _interval(each.before_tuning))
+        cells = (each.tasks[task].text("+.4f") if task in each.tasks else "" for task in tasks)
+        shown = f"{each.mean.text('+.4f')}: {robustness_verdict.sign(each.mean)}"
+        table.add_row(each.method, str(len(each.seeds)), *cells, shown, each.before_tuning.text("+.4f"))
     out.print(table)
     out.print(
         f"± is half of the 95% interval over seeds. Heads fine-tuned on {config.num_train} corrupted examples, "
@@ -144,11 +143,6 @@ def _metrics(averages: dict[str, dict[str, tuple[float, float]]]) -> Table:
         shown = (f"{each[task][0]:.4f} → {each[task][1]:.4f}" if task in each else "" for task in tasks)
         table.add_row(label, *shown)
     return table
-
-
-def _interval(interval: Any) -> str:
-    width = "" if interval.half_width != interval.half_width else f" ± {interval.half_width:.4f}"
-    return f"{interval.mean:+.4f}{width}"
 
 
 def optimizers(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -188,11 +182,7 @@ def _progress(items: Any, what: str, total: int | None = None) -> Any:
 
 
 def _done(options: argparse.Namespace, start: float, figure: Any) -> int:
-    out = console(120)
     if options.figure is not None:
-        path = Path(options.figure)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure().savefig(path, dpi=150)
-        out.print(f"figure: {path}", highlight=False, soft_wrap=True)
-    out.print(f"{time.perf_counter() - start:.0f} s", highlight=False)
+        save_figure(figure, options.figure)
+    console(120).print(f"{time.perf_counter() - start:.0f} s", highlight=False)
     return 0

@@ -14,7 +14,6 @@ from rich.table import Table
 from mtljax.ablation import StudyConfig, StudyInterruptedError, run_study
 from mtljax.ablation.progress import study_bar
 from mtljax.ablation.report.conflicts import by_epoch, overview
-from mtljax.ablation.statistics import Interval
 from mtljax.analysis import sample_probe
 from mtljax.analysis.conflict_runs import (
     ANGLE_RULE,
@@ -27,7 +26,7 @@ from mtljax.analysis.conflict_runs import (
     read_runs,
 )
 from mtljax.analysis.epoch_probe import default_every
-from mtljax.commands.output import INTERRUPTED, console
+from mtljax.commands.output import INTERRUPTED, console, save_figure
 from mtljax.training.compilation import kept_programs
 from mtljax.training.config import TrainConfig, load_config
 from mtljax.training.overrides import override
@@ -78,12 +77,8 @@ def show(groups: Mapping[str, Histories], figure: str | None = None) -> None:
     out.print(f"  all together: {angle_verdict(found.values())}", highlight=False)
     out.print(f"{MAGNITUDE_RULE}\n{ANGLE_RULE}", highlight=False, style="dim")
     if figure is not None:
-        path = Path(figure)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        overview({name: by_epoch(list(histories.values())) for name, histories in groups.items()}).savefig(
-            path, dpi=110
-        )
-        out.print(f"figure: {path}", highlight=False, soft_wrap=True)
+        epochs = {name: by_epoch(list(histories.values())) for name, histories in groups.items()}
+        save_figure(lambda: overview(epochs), figure, dpi=110)
 
 
 def _trained(path: str, overrides: list[str]) -> Path:
@@ -127,16 +122,9 @@ def _table(found: Mapping[str, list[EpochConflicts]], seeds: Mapping[str, int]) 
         for epoch in epochs:
             row = [name, str(seeds[name]), f"{epoch.epoch:g}"]
             for measure in ("magnitude", "cosine"):
-                row += [_text(epoch.between_tasks[measure]), _text(epoch.between_samples[measure])]
-                row.append(_text(epoch.difference[measure].interval, "+"))
+                row += [epoch.between_tasks[measure].text(".3f"), epoch.between_samples[measure].text(".3f")]
+                row.append(epoch.difference[measure].interval.text("+.3f"))
             signs = (epoch.between_tasks["sign_conflict"].mean, epoch.between_samples["sign_conflict"].mean)
             table.add_row(*row, *(f"{mean:.3f}" for mean in signs))
         table.add_section()
     return table
-
-
-def _text(interval: Interval, sign: str = "") -> str:
-    if not interval.n:
-        return "–"
-    width = f"±{interval.half_width:.3f}" if interval.n > 1 else ""
-    return f"{interval.mean:{sign}.3f}{width}"

@@ -2,6 +2,9 @@
 
 import signal
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -26,3 +29,11 @@ def metrics_table(splits: dict[str, dict[str, dict[str, float]]]) -> Table:
         values = (splits[split][task].get(metric) for split, metric in columns)
         table.add_row(task, *("–" if value is None else f"{value:.4f}" for value in values))
     return table
+
+
+def save_figure(draw: Callable[[], Any], path: str, dpi: int = 150) -> None:
+    """Draws into a file, whose directory is made if need be, and says where it is."""
+    place = Path(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    draw().savefig(place, dpi=dpi)
+    console(120).print(f"figure: {place}", highlight=False, soft_wrap=True)

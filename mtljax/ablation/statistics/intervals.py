@@ -43,6 +43,18 @@ class Interval(NamedTuple):
         """Upper end."""
         return self.mean + self.half_width
 
+    def text(self, spec: str = ".2f") -> str:
+        """The mean, and half of the interval where there is one; `spec` is the format of the mean.
+
+        >>> Interval(1.234, 0.5, 3).text("+.1f")
+        '+1.2 ± 0.5'
+        """
+        if not self.n:
+            return "–"
+        return f"{self.mean:{spec}}" + (
+            "" if math.isnan(self.half_width) else f" ± {self.half_width:{spec.lstrip('+')}}"
+        )
+
 
 class Difference(NamedTuple):
     """A paired difference over common seeds.
