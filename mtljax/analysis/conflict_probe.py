@@ -33,8 +33,8 @@ def conflict_probe(num_tasks: int | None = None, *, every: int = 1) -> optax.Gra
 
     It goes before a method, which then finds what it would find without it; after `mtl.per_task` it watches what that
     makes of the gradients. Cost: K backward passes whenever it looks, which the compiler shares with a method that
-    makes them anyway. `conflict_means` reads the sums. On a CPU, where a convolution inside `lax.cond` is slow,
-    `every` above 1 saves less than it should.
+    makes them anyway; before one that does not, such as `mtl.ew`, take `every=20` or more. `conflict_means` reads the
+    sums. On a CPU, where a convolution inside `lax.cond` is slow, `every` above 1 saves less than it should.
 
     >>> import jax.numpy as jnp, optax, mtljax as mtl
     >>> tx = optax.chain(mtl.analysis.conflict_probe(), mtl.cagrad(), optax.adam(1e-3))

@@ -13,6 +13,7 @@ from mtljax.ablation.report import read_cells
 from mtljax.ablation.statistics import SINGLE, Difference, Interval, paired_difference, t_interval
 from mtljax.ablation.statistics.labels import setting_text
 from mtljax.analysis.claims import NOT_DECIDED, NOT_REPRODUCED, REPRODUCED, verdict
+from mtljax.analysis.epoch_probe import default_every
 from mtljax.training.logs import METRICS, read_records
 from mtljax.training.workdir import CONFIG
 
@@ -77,7 +78,8 @@ def _run(path: Path) -> Iterable[tuple[tuple[str, str], int, Sequence[Mapping[st
     config = json.loads((path / CONFIG).read_text(encoding="utf-8"))["config"]
     history = read_records(path / METRICS)
     if not any(record["split"] == "probe" for record in history):
-        raise ValueError(f"{path} was trained without a probe: train it anew with --probe_every=20")
+        every = default_every(config["model"]["encoder"])
+        raise ValueError(f"{path} was trained without a probe: train it anew with --probe_every={every}")
     yield (config["name"], config["method"]["name"]), config["seed"], history
 
 
@@ -90,8 +92,8 @@ def _study(path: Path) -> Iterable[tuple[tuple[str, str], int, Sequence[Mapping[
     ]
     if not probed:
         raise ValueError(
-            f"{path} holds no finished run with a probe: run the study anew with --base.probe_every=20, in another "
-            "--workdir"
+            f"{path} holds no finished run with a probe: run the study anew with --base.probe_every=20 (200 for "
+            "perceptrons), in another --workdir"
         )
     for record in probed:
         around = {**record.get("condition", {}), **record.get("setting", {})}

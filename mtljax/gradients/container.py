@@ -30,7 +30,7 @@ class TaskGradients:
 
     Tasks are ordered by sorted name: row k of the Jacobian belongs to `tasks[k]`. An instance is made by
     `task_gradients` or `TaskGradients.from_jacobian`, lives inside one trace, and is consumed by a method's `update`.
-    Nothing is cached: `materialize` returns a copy that holds its Jacobian, for callers that use it more than once.
+    Nothing is cached: `materialize` returns a copy that holds its gradients, for callers that use them more than once.
 
     Attributes:
       tasks: K task names in sorted order, or None when the gradients came as an unnamed Jacobian.
@@ -51,9 +51,7 @@ class TaskGradients:
     changed: bool = False
     _jacobian: PyTree | None = None
     _apart: tuple[PyTree, ...] | None = None  # the K gradients in place of a Jacobian, where few are held
-    _few: bool = (
-        False  # whether they are to be held so: copying them into one Jacobian costs more than pairs of products
-    )
+    _few: bool = False  # whether to hold them so: few enough that products of pairs cost less than a copy
     _linearized: Linearized | None = None
     _prepare: Callable[[], Prepared] | None = None
     _prepared: Prepared | None = None
@@ -112,14 +110,18 @@ class TaskGradients:
         assert self._linearized is not None
         return self._linearized.jacobian()
 
-    def materialize(self) -> "TaskGradients":
-        """A copy that holds its gradients, so that several uses cost K backward passes together."""
-        if self._jacobian is not None or self._apart is not None:
+    def materialize(self, *, whole: bool = False) -> "TaskGradients":
+        """A copy that holds its gradients, so that several uses cost K backward passes together.
+
+        Args:
+          whole: whether in one Jacobian, for callers that read it more than once; else a few may lie apart.
+        """
+        if self._jacobian is not None or (self._apart is not None and not whole):
             return self
-        if self._few:
+        if self._few and not whole:
             assert self._linearized is not None
             return dataclasses.replace(self, _apart=self._linearized.rows(), _prepared=None)
-        return dataclasses.replace(self, _jacobian=self.jacobian(), _prepared=None)
+        return dataclasses.replace(self, _jacobian=self.jacobian(), _apart=None, _prepared=None)
 
     def with_gramian(self) -> "TaskGradients":
         """A copy whose Gramian and combination share their passes: what a Gramian method works with.
@@ -157,7 +159,7 @@ class TaskGradients:
     def combine(self, weights: jax.Array, *, scale_own: bool | jax.Array = False) -> PyTree:
         """The weighted sum of the task gradients.
 
-        Without a held Jacobian this is one backward pass of the weighted sum (and, unless `scale_own`, one more through
+        Without held gradients this is one backward pass of the weighted sum (and, unless `scale_own`, one more through
         the heads alone).
 
         Args:

@@ -46,7 +46,7 @@ class Linearized(NamedTuple):
     def rows(self) -> tuple[PyTree, ...]:
         """The K gradients as K pytrees like params, averaged over the axis."""
         found = rows_apart(self.linear, (self.params,), self.dtypes, self.axis_name)
-        return tuple(mean(row, self.axis_name) for (row,) in found)
+        return mean(tuple(row for (row,) in found), self.axis_name)
 
     def weighted(self, weights: jax.Array) -> PyTree:
         """The gradient of the (K,)-weighted sum of the losses: one backward pass."""
@@ -97,10 +97,7 @@ class Linearized(NamedTuple):
         def row(one_hot: jax.Array, select: Callable[[tuple[jax.Array, ...]], jax.Array]) -> PyTree:
             cotangents = tuple(one_hot[k].astype(dtype) for k, dtype in enumerate(self.dtypes))
             before = mean(pullback(varying(cotangents, self.axis_name))[0], self.axis_name)
-            points, moved = move(jax.tree.map(lambda leaf: leaf[None], before))
-            params = varying(jax.tree.map(lambda leaf: leaf[0], points), self.axis_name)
-            after = mean(jax.grad(lambda p: select(self.losses_fn(p)))(params), self.axis_name)
-            return jax.tree.map(lambda a, b: jnp.where(moved[0], a - b, 0), after, before)
+            return self._change(before, move, select)
 
         basis = jnp.eye(len(self.tasks))
         if self.passes == "mapped":
@@ -114,14 +111,20 @@ class Linearized(NamedTuple):
 
     def changes_of(self, rows: Sequence[PyTree], move: Callable[[PyTree], tuple[PyTree, jax.Array]]) -> PyTree:
         """The same with the K gradients at `params` given."""
+        found = [self._change(row, move, lambda losses, k=k: losses[k]) for k, row in enumerate(rows)]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
-        def change(k: int, before: PyTree) -> PyTree:
-            points, moved = move(jax.tree.map(lambda leaf: leaf[None], before))
-            params = varying(jax.tree.map(lambda leaf: leaf[0], points), self.axis_name)
-            after = mean(jax.grad(lambda p: self.losses_fn(p)[k])(params), self.axis_name)
-            return jax.tree.map(lambda a, b: jnp.where(moved[0], a - b, 0), after, before)
-
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(change(k, row) for k, row in enumerate(rows)))
+    def _change(
+        self,
+        before: PyTree,
+        move: Callable[[PyTree], tuple[PyTree, jax.Array]],
+        select: Callable[[tuple[jax.Array, ...]], jax.Array],
+    ) -> PyTree:
+        """How one gradient changes where `move` takes it; `select` is its loss among the K."""
+        points, moved = move(jax.tree.map(lambda leaf: leaf[None], before))
+        params = varying(jax.tree.map(lambda leaf: leaf[0], points), self.axis_name)
+        after = mean(jax.grad(lambda p: select(self.losses_fn(p)))(params), self.axis_name)
+        return jax.tree.map(lambda a, b: jnp.where(moved[0], a - b, 0), after, before)
 
 
 def transposed_rows(
@@ -152,7 +155,7 @@ def rows_apart(
 
 
 def differences(after: PyTree, before: PyTree, moved: jax.Array) -> PyTree:
-    """`after - before` where the (K,) mask says so, else 0; pytrees with leaves (K, *shape)."""
+    """`after - before` where the mask, (K,) or (1,), says so, else 0; pytrees with leaves (K, *shape)."""
     return jax.tree.map(lambda a, b: jnp.where(moved.reshape(-1, *(1,) * (b.ndim - 1)), a - b, 0), after, before)
 
 

@@ -185,7 +185,7 @@ def jacobian_method(
         grads = as_task_gradients(updates, params, losses)
         _check_tasks(name, grads, state, reads_losses, task_names)
         key, subkey = (None, None) if state.key is None else jax.random.split(state.key)
-        grads = grads.materialize()
+        grads = grads.materialize(whole=True)
         losses = _losses(grads)
         present = present_tasks(grads.num_tasks, losses, row_peaks(grads.jacobian(), grads.num_tasks))
         gradient, weights, memory = rule(

@@ -75,7 +75,8 @@ def _replace(config: Any, keys: list[str], value: Any, full: str, read: Callable
     key, *rest = keys
     prefix = full[: len(full) - len(".".join(keys))]
     if key not in hints:
-        elsewhere = [prefix + path for path in _paths(config, keys[-1])]
+        paths = _paths(config, keys[-1])
+        elsewhere = [prefix + p for p in paths if f".{p}".endswith(f".{'.'.join(keys)}")] or [prefix + p for p in paths]
         if elsewhere and not difflib.get_close_matches(key, hints, cutoff=0.75):
             raise ValueError(f"unknown config key {full!r}: did you mean {' or '.join(map(repr, elsewhere))}?")
         raise unknown("config key", prefix + key, [prefix + name for name in hints])

@@ -48,7 +48,7 @@ def test_sgd_sees_scales_everywhere():
 
 @pytest.mark.parametrize("memory", [{}, {"b1": 0, "b2": 0}])
 def test_adam_sees_scales_in_the_backbone_alone_with_memory_or_without(memory):
-    """With β₁ = β₂ = 0 too: a step is the sign of the sum, and the scales turn two of four signs."""
+    """With β₁ = β₂ = 0 too: a step is the sign of the sum, and the scales turn one of four signs."""
     run = compare(optax.chain(mtl.ew(), optax.adam(0.1, **memory)))
     assert run.verdicts() == {"backbone": "not", "head a": "invariant", "head b": "invariant"}
     signs = np.sign(ROWS.sum(axis=0)), np.sign(FACTORS @ ROWS)

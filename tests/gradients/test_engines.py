@@ -374,3 +374,42 @@ def test_what_does_not_go_together_is_refused(options, message):
     losses_fn = (lambda p, x: split_losses(p, x)) if options.pop("plain", False) else split_losses
     with pytest.raises(ValueError, match=message):
         mtl.task_gradients(losses_fn, params_of(), batch_of(), **options)
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize(("mode", "few"), [("loop", 4), ("loop", 2), ("jacrev", 4), ("two_pass", 4)])
+def test_changes_are_those_of_the_moved_gradients(mode, few, held, monkeypatch):
+    monkeypatch.setattr(evaluate, "FEW_TASKS", few)
+    params, x = params_of(), batch_of()
+
+    def move(rows, moved=True):
+        points = jax.tree.map(lambda leaf, row: leaf + 0.1 * row, params, rows)
+        return points, jnp.full(len(jax.tree.leaves(rows)[0]), moved)
+
+    grads = mtl.task_gradients(split_losses, params, x, mode=mode)[1]
+    grads = grads.materialize() if held else grads
+    jacobian = jax.jacrev(lambda p: jnp.stack([split_losses(p, x)[name] for name in "abc"]))
+    before = jacobian(params)
+    found = grads.changes(move).jacobian()
+    for k in range(3):
+        there = jax.tree.map(lambda leaf, row, k=k: leaf + 0.1 * row[k], params, before)
+        expected = jax.tree.map(lambda a, b, k=k: a[k] - b[k], jacobian(there), before)
+        assert_close(jax.tree.map(lambda leaf, k=k: leaf[k], found), expected, 1e-4)
+    assert grads.changes(move).changed
+    stays = grads.changes(lambda rows: move(rows, moved=False))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(stays.jacobian()))
+
+
+def test_few_gradients_held_in_a_loop_lie_apart_and_agree_with_a_jacobian():
+    params, x = params_of(), batch_of()
+    apart, whole = (mtl.task_gradients(split_losses, params, x, mode=m)[1].materialize() for m in ("loop", "jacrev"))
+    assert apart._jacobian is None
+    assert whole._jacobian is not None
+    assert_close(apart.jacobian(), whole.jacobian())
+    np.testing.assert_allclose(apart.gramian(), whole.gramian(), rtol=1e-5)
+    assert_close(apart.combine(WEIGHTS, scale_own=True), whole.combine(WEIGHTS, scale_own=True))
+    moved = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf, 3 * leaf]), params)
+    assert_close(apart.at(moved).jacobian(), whole.at(moved).jacobian())
+    assert apart.materialize(whole=True)._jacobian is not None
+    doubled = apart.map(lambda jacobian: jax.tree.map(lambda leaf: 2 * leaf, jacobian))
+    np.testing.assert_allclose(doubled.gramian(), 4 * whole.gramian(), rtol=1e-5)

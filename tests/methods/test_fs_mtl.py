@@ -422,11 +422,34 @@ def test_the_perturbed_pass_leaves_batch_statistics_alone():
         moved = 0.9 * statistics + 0.1 * z.mean(axis=0)
         return {"a": jnp.mean((z - z.mean(axis=0)) @ p["a"] ** 2), "b": jnp.mean((z @ p["b"]) ** 2)}, moved
 
-    (losses, moved), grads = mtl.task_gradients(losses_fn, params, jnp.ones(4), x, has_aux=True)
-    tx = mtl.fs_mtl("imtl_g", 5.0)
-    gradient, _ = tx.update(grads, tx.init(params), params, losses=losses)
-    np.testing.assert_allclose(moved, 0.9 + 0.1 * (x @ params["shared"]).mean(axis=0), rtol=1e-5)
-    assert np.all(np.isfinite(gradient["shared"]))
+    @functools.partial(jax.jit, static_argnums=0)
+    def step(tx, params, statistics):
+        (losses, moved), grads = mtl.task_gradients(losses_fn, params, statistics, x, has_aux=True)
+        gradient, _ = tx.update(grads, tx.init(params), params, losses=losses)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient), moved
+
+    flat, statistics = step(mtl.fs_mtl("imtl_g", 5.0), params, jnp.ones(4))
+    base, expected = step(mtl.imtl_g(), params, jnp.ones(4))
+    np.testing.assert_allclose(statistics, expected, rtol=1e-6)
+    np.testing.assert_allclose(statistics, 0.9 + 0.1 * (x @ params["shared"]).mean(axis=0), rtol=1e-5)
+    assert np.abs(flat["shared"] - base["shared"]).max() > 1e-3
+    later = step(mtl.fs_mtl("imtl_g", 5.0), flat, statistics)[1]
+    np.testing.assert_allclose(later, 0.9 * statistics + 0.1 * (x @ flat["shared"]).mean(axis=0), rtol=1e-5)
+
+
+def test_one_perturbation_for_all_is_that_of_the_summed_loss():
+    params, x = network()
+    found, _ = updated(mtl.fs_mtl("ew", 0.2, shared_perturbation=True), lambda p: split_losses(p, x), params)
+    total = jax.grad(lambda p: sum(split_losses(p, x).values()))
+    gradient = total(params)
+    own = np.sqrt(sum(np.sum(np.square(gradient[task])) for task in "ab"))
+    norms = {"shared": np.linalg.norm(gradient["shared"]), "a": own, "b": own}
+    there = total({key: params[key] + 0.2 * gradient[key] / norms[key] for key in params})
+    jax.tree.map(functools.partial(close, rtol=1e-4), found, there)
+    direct, _ = updated(
+        mtl.fs_mtl("ew", 0.2, aggregate="direct", shared_perturbation=True), lambda p: split_losses(p, x), params
+    )
+    jax.tree.map(functools.partial(close, rtol=1e-4), direct, there)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

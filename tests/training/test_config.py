@@ -43,6 +43,8 @@ def test_a_key_of_another_level_is_named():
         override(StudyConfig("s"), ["--learning_rate=3"])
     with pytest.raises(ValueError, match=r"'base\.epochs': did you mean 'epochs'\?"):
         override(TrainConfig(), ["--base.epochs=3"])
+    with pytest.raises(ValueError, match=r"'data\.name': did you mean 'base\.data\.name'\?"):
+        override(StudyConfig("s"), ["--data.name=digits"])
 
 
 @pytest.mark.parametrize(
