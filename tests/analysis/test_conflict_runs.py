@@ -145,7 +145,7 @@ def test_bad_input_is_one_sentence(tmp_path, capsys):
     config.write_text("from mtljax.analysis.toy import ToyConfig\ndef get_config():\n    return ToyConfig()\n")
     for words, message in (
         ([str(tmp_path)], "holds neither a run (config.json) nor a study (cells/)"),
-        ([str(blind)], "was trained without a probe: train it anew with --probe_every="),
+        ([str(blind)], "was trained without a probe: train it anew with --probe_every=20"),
         ([run, again], "was trained with seed 0 twice"),
         ([str(config)], "needs a TrainConfig or a StudyConfig"),
     ):
