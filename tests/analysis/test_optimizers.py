@@ -170,7 +170,7 @@ def test_the_command_prints_markdown_and_draws(tmp_path, capsys):
     assert "no study in" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "count", "programs"), [("multi_mnist", 1230, 25), ("multi_mnist_cpu", 414, 23)])
+@pytest.mark.parametrize(("name", "count", "programs"), [("multi_mnist", 1230, 25), ("multi_mnist_cpu", 738, 25)])
 def test_the_studies_pair_every_method_with_its_optimizers(name, count, programs):
     study = load_config(CONFIGS / f"{name}.py")
     grid = cells(study, ("left", "right"))
