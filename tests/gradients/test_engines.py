@@ -221,14 +221,17 @@ def test_a_subset_of_the_parameters_decides_and_all_are_combined():
 
 @pytest.mark.usefixtures("optimised")
 def test_a_subset_of_the_last_layers_shortens_the_backward_passes():
+    params = params_of()
+    params["shared"]["first"] = jnp.ones((64, 8)) / 64  # what the short passes leave out
+
     def step(subset):
         def ours(params, x):
             grads = mtl.task_gradients(split_losses, params, x, subset=subset, mode="loop")[1].with_gramian()
             return grads.combine(jnp.sum(grads.gramian(), axis=0))
 
-        return flops(ours, params_of(), batch_of(256))
+        return flops(ours, params, jnp.tile(batch_of(256), (1, 11))[:, :64])
 
-    assert step(lambda path: "last" in jax.tree_util.keystr(path)) < 0.8 * step(None)
+    assert step(lambda path: "last" in jax.tree_util.keystr(path)) < 0.7 * step(None)
 
 
 @pytest.mark.parametrize("mode", ["loop", "jacrev", "two_pass", "features"])
