@@ -7,7 +7,6 @@ import collections
 import contextlib
 import json
 import math
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from mtljax import data as data_sets
 from mtljax.data import MultiTaskData
 from mtljax.training import checkpoint as ckpt
 from mtljax.training import parallel, processes
-from mtljax.training.config import TrainConfig, differences, to_dict
+from mtljax.training.config import TrainConfig
 from mtljax.training.logs import RunLog
 from mtljax.training.probing import Probe, Prober, network
 from mtljax.training.program import Program, build_program, data_key, evaluate, init_state, score
@@ -125,7 +124,7 @@ def train(
       NonFiniteLossError: if a loss becomes NaN or infinite; the last checkpoint stays.
     """
     progress = (progress or Progress()) if processes.is_main() else Progress()
-    _require_equal(config)
+    processes.require_equal(config)
     data = load_data(config) if data is None else data
     program = build_program(config, data) if program is None else program
     state = init_state(config, data, program)
@@ -214,7 +213,7 @@ def _run(
 
     prober.restore(step)
     with stop_requests() as request:
-        while step < total and not stopped and (stop := _agreed(request, together)) is None:
+        while step < total and not stopped and (stop := processes.agreed(request, together)) is None:
             if step // program.steps_per_epoch != epoch:
                 epoch = step // program.steps_per_epoch
                 permutation = parallel.place(program.shuffle(key, epoch), devices)
@@ -286,23 +285,3 @@ def _run(
         model_state=best.model_state,
         interrupted=interrupted,
     )
-
-
-def _require_equal(config: TrainConfig) -> None:
-    """Processes that were started with different configs would train nonsense together, or wait for ever."""
-    if processes.alone():
-        return
-    own = json.loads(json.dumps(to_dict(config)))
-    changed = differences(json.loads(processes.text_from_main(json.dumps(own))), own)
-    if processes.largest(bool(changed)):
-        if changed:
-            raise ValueError(f"the first process runs another config: it differs in {', '.join(changed)}")
-        raise processes.StoppedElsewhereError("another process runs another config, and says what differs")
-
-
-def _agreed(request: list[str], together: bool) -> str | None:
-    """The signal that asks the run to stop; of several processes any, between the steps at which all look."""
-    if processes.alone():
-        return request[0] if request else None
-    number = processes.largest(signal.Signals[request[0]] if request else 0) if together else 0
-    return signal.Signals(number).name if number else None

@@ -4,6 +4,7 @@ Everything here is nothing at all when one process trains alone.
 """
 
 import ctypes
+import json
 import os
 import signal
 import sys
@@ -13,6 +14,8 @@ from typing import Any, NoReturn, TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from mtljax.training.config import TrainConfig, differences, to_dict
 
 PyTree = Any
 Result = TypeVar("Result")
@@ -174,3 +177,28 @@ def largest(value: int) -> int:
 def _broadcast(data: bytes) -> np.ndarray:
     words = np.frombuffer(data.ljust(-(-len(data) // 4) * 4, b"\0"), np.uint32)
     return np.asarray(multihost_utils.broadcast_one_to_all(words))
+
+
+def require_equal(config: TrainConfig) -> None:
+    """Processes that were started with different configs would train nonsense together, or wait for ever.
+
+    Raises:
+      ValueError: on a process whose config is not that of the first, with what differs.
+      StoppedElsewhereError: on the others.
+    """
+    if alone():
+        return
+    own = json.loads(json.dumps(to_dict(config)))
+    changed = differences(json.loads(text_from_main(json.dumps(own))), own)
+    if largest(bool(changed)):
+        if changed:
+            raise ValueError(f"the first process runs another config: it differs in {', '.join(changed)}")
+        raise StoppedElsewhereError("another process runs another config, and says what differs")
+
+
+def agreed(request: list[str], together: bool) -> str | None:
+    """The signal that asks the run to stop; of several processes any, between the steps at which all look."""
+    if alone():
+        return request[0] if request else None
+    number = largest(signal.Signals[request[0]] if request else 0) if together else 0
+    return signal.Signals(number).name if number else None
