@@ -68,7 +68,8 @@ def test_train_then_evaluate_prints_the_same_test_metrics(config, capsys):
         assert re.findall(r"[\d.]+", train_row)[2:] == re.findall(r"[\d.]+", test_row)
 
 
-def test_ablate_prints_a_table_and_where_the_report_is(config, capsys):
+def test_ablate_prints_a_table_and_where_the_report_is(config, capsys, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     assert main(["ablate", config, "--base.epochs=2"]) == 0
     out = capsys.readouterr().out
     assert "Δm" in out

@@ -1,13 +1,12 @@
 """The scripts that judge FS-MTL: which cell is which network, and what follows from numbers whose truth is known."""
 
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from scripts_by_name import script
 
 from mtljax.ablation.grid import cells
 from mtljax.analysis.claims import NOT_DECIDED, NOT_REPRODUCED, REPRODUCED
@@ -16,16 +15,6 @@ from mtljax.training.config import load_config, to_dict
 
 ROOT = Path(__file__).parents[1]
 TASKS = ("left", "right")
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 conflicts, verdict = script("fs_mtl_conflicts"), script("fs_mtl_verdict")
@@ -156,6 +145,18 @@ def test_the_conflict_tables_compare_both_ways_by_epoch_and_at_the_end():
     )
     axes = conflicts.plot(runs, "title").axes[0]
     np.testing.assert_allclose(axes.lines[1].get_ydata(), 11 + np.arange(21.0))
+
+
+def test_the_claims_on_conflicts_are_of_the_last_quarter_of_the_epochs():
+    def runs(late):
+        return [conflicts.Run(np.array([90.0] * 6 + [late + 2 * seed] * 2), {}) for seed in range(3)]
+
+    fewer, half = conflicts.claims_of({"ERM": runs(50.0), "FS": runs(10.0)[::-1]}, (0, 1, 2))
+    assert (fewer.verdict, half.verdict) == (REPRODUCED, REPRODUCED)
+    assert fewer.ours.interval.mean == pytest.approx(40)
+    assert half.ours.interval.mean == pytest.approx(26 - 12)
+    more, half = conflicts.claims_of({"ERM": runs(30.0), "FS": runs(60.0)[::-1]}, (0, 1, 2))
+    assert (more.verdict, half.verdict) == (NOT_REPRODUCED, NOT_REPRODUCED)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BACKBONE = "backbone"
+_SMALLEST = 1e-17  # difference that is drawn
 
 
 class ScaleInvariance(NamedTuple):
@@ -141,33 +142,38 @@ def scale_invariance(
     )
 
 
-def plot_scale_invariance(runs: Mapping[str, ScaleInvariance], title: str = "") -> "Figure":
-    """Draws the norms of the updates, a row for each run and a column for each group.
+def plot_scale_invariance(runs: Mapping[str, Mapping[str, ScaleInvariance]], title: str = "") -> "Figure":
+    """Draws the relative differences of the updates over steps: a row for each setting, a column for each group.
 
     Args:
-      runs: results of `scale_invariance` by name, of the same groups.
+      runs: by setting, results of `scale_invariance` by the name of what was trained, each a line. A row has no line
+        for a group that its runs lack, such as a frozen backbone.
       title: of the figure.
 
     Returns:
-      A matplotlib figure.
+      A matplotlib figure. Updates that are equal to the last bit are drawn at the lower edge.
     """
     from matplotlib.figure import Figure
 
-    groups = list(next(iter(runs.values())).norms)
-    figure = Figure(figsize=(3.2 * len(groups), 2.1 * len(runs) + 0.4), layout="constrained")
-    panels = figure.subplots(len(runs), len(groups), squeeze=False, sharex=True)
-    for row, (name, run) in zip(panels, runs.items(), strict=True):
-        verdicts = run.verdicts()
+    results = [run for row in runs.values() for run in row.values()]
+    groups = list(dict.fromkeys(group for run in results for group in run.differences))
+    names = list(dict.fromkeys(name for row in runs.values() for name in row))
+    figure = Figure(figsize=(3.4 * len(groups), 2.2 * len(runs) + 0.8), layout="constrained")
+    panels = figure.subplots(len(runs), len(groups), squeeze=False, sharex=True, sharey=True)
+    for row, (setting, by_name) in zip(panels, runs.items(), strict=True):
         for panel, group in zip(row, groups, strict=True):
-            steps = np.arange(1, run.norms[group].shape[1] + 1)
-            panel.plot(steps, run.norms[group][0], label="losses as they are", linewidth=0.8)
-            panel.plot(steps, run.norms[group][1], "--", label="scaled", linewidth=0.8)
-            panel.set_yscale("log")
-            panel.set_title(f"{name}\n{group}: {verdicts[group]}", fontsize=8)
-        row[0].set_ylabel("norm of the update")
+            for index, name in enumerate(names):
+                if name in by_name and group in by_name[name].differences:
+                    each = np.maximum(by_name[name].differences[group], _SMALLEST)
+                    panel.plot(np.arange(1, len(each) + 1), each, f"C{index}", label=name, linewidth=0.8)
+            panel.axhline(max(run.tolerance for run in results), color="black", linestyle=":", linewidth=0.8)
+            panel.set_title(f"{setting}: {group}" if setting else group, fontsize=9)
+            panel.set(yscale="log", ylim=(_SMALLEST, 4))
+        row[0].set_ylabel("relative difference")
     for panel in panels[-1]:
         panel.set_xlabel("step")
-    panels[0, 0].legend(fontsize=7)
+    lines = {line.get_label(): line for panel in panels.flat for line in panel.get_legend_handles_labels()[0]}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, fontsize=8)
     figure.suptitle(title)
     return figure
 

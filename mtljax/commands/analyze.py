@@ -61,8 +61,7 @@ def scale_invariance(options: argparse.Namespace, overrides: list[str]) -> int:
         verdicts = run.verdicts()
         row = (f"{verdicts[g]} ({run.differences[g][0]:.0e})" if g in verdicts else "frozen" for g in groups)
         table.add_row(setting, rule, *row)
-        if setting == "all trained":
-            runs[rule] = run
+        runs.setdefault(setting, {})[rule] = run
     out = console(130)
     out.print(table)
     out.print(
@@ -70,7 +69,7 @@ def scale_invariance(options: argparse.Namespace, overrides: list[str]) -> int:
         "rounding grows; on the same path, gradients of both are taken at the parameters of the first.",
         highlight=False,
     )
-    title = f"losses scaled by {scales[0]:g} and {scales[1]:g}, all trained"
+    title = f"updates with losses scaled by {scales[0]:g} and {scales[1]:g}, against those without"
     return _done(options, start, lambda: plot_scale_invariance(runs, title))
 
 

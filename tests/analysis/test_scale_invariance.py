@@ -136,11 +136,24 @@ def test_split_losses_stay_split():
 
 
 def test_runs_are_drawn(tmp_path):
-    groups = ("backbone", "head a", "head b")
-    runs = {"SGD": ScaleInvariance(dict.fromkeys(groups, np.ones(5)), dict.fromkeys(groups, np.ones((2, 5))), {}, 1e-3)}
+    groups = ("backbone", "head a")
+    norms = dict.fromkeys(groups, np.ones((2, 5)))
+    free = ScaleInvariance({"backbone": np.full(5, 0.9), "head a": np.zeros(5)}, norms, {}, 1e-3)
+    frozen = ScaleInvariance({"head a": np.full(5, 1e-9)}, norms, {}, 1e-3)
+    runs = {"all": {"SGD": free, "Adam": free}, "frozen": {"Adam": frozen}}
     figure = mtl.analysis.plot_scale_invariance(runs, "scaled by 10 and 0.1")
     figure.savefig(tmp_path / "scales.png", dpi=30)
-    assert [panel.get_title() for panel in figure.axes] == [f"SGD\n{group}: not" for group in groups]
+    drawn = {
+        panel.get_title(): {line.get_label(): line.get_ydata()[-1] for line in panel.lines[:-1]}
+        for panel in figure.axes
+    }
+    assert drawn == {
+        "all: backbone": {"SGD": 0.9, "Adam": 0.9},
+        "all: head a": {"SGD": 1e-17, "Adam": 1e-17},
+        "frozen: backbone": {},
+        "frozen: head a": {"Adam": 1e-9},
+    }
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["SGD", "Adam"]
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def vector_losses(params, x):
     return jnp.stack([losses["a"], losses["b"]])
 
 
+@jax.jit
 def reference_jacobian(params, x):
     rows = [jax.grad(lambda p, k=k: losses_fn(p, x)[k])(params) for k in ("a", "b")]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)

@@ -85,11 +85,16 @@ def test_a_tiled_convolution_and_its_gradients_are_those_of_lax(case):
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         x, kernel = rng.normal(size=(3, *shape)), rng.normal(size=(rows, columns, shape[-1], features))
-        outs, pullbacks = zip(*(jax.vjp(layer, x, kernel) for layer in layers((1, 1), padding)), strict=True)
-        np.testing.assert_allclose(*outs, rtol=1e-11, atol=1e-11)
-        cotangent = rng.normal(size=outs[0].shape)
-        for ours, theirs in zip(*(pullback(cotangent) for pullback in pullbacks), strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11)
+        ours, theirs = layers((1, 1), padding)
+        cotangent = rng.normal(size=jax.eval_shape(theirs, x, kernel).shape)
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def forward_and_back(layer, x, kernel, cotangent):
+            out, pullback = jax.vjp(layer, x, kernel)
+            return out, *pullback(cotangent)
+
+        for a, b in zip(*(forward_and_back(layer, x, kernel, cotangent) for layer in (ours, theirs)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
 
 
 def layers(strides, padding, **options):
@@ -123,16 +128,16 @@ def test_what_is_not_tiled_is_left_to_lax(strides, padding, options):
 def test_lenet_is_the_same_network_on_every_backend(monkeypatch):
     x = jax.random.normal(jax.random.PRNGKey(0), (4, 12, 12, 1))
     net = LeNet(channels=(4, 6), kernels=(3, 3), padding="SAME", features=8)
-    params = net.init(jax.random.PRNGKey(1), x)
-    tiled = net.apply(params, x)
+    params = jax.jit(net.init)(jax.random.PRNGKey(1), x)
+    tiled = jax.jit(net.apply)(params, x)
     assert "conv_general_dilated" not in str(jax.make_jaxpr(net.apply)(params, x))
-    mapped = jax.vmap(net.apply, in_axes=(None, 0))(params, x[:, None])[:, 0]
+    mapped = jax.jit(jax.vmap(net.apply, in_axes=(None, 0)))(params, x[:, None])[:, 0]
     np.testing.assert_allclose(mapped, tiled, rtol=1e-5, atol=1e-6)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert "conv_general_dilated" in str(jax.make_jaxpr(net.apply)(params, x))
-    again = net.init(jax.random.PRNGKey(1), x)
+    again = jax.jit(lambda: net.init(jax.random.PRNGKey(1), x))()
     jax.tree.map(np.testing.assert_array_equal, params, again)
-    np.testing.assert_allclose(net.apply(params, x), tiled, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(lambda: net.apply(params, x))(), tiled, rtol=1e-5, atol=1e-6)
 
 
 def model(tasks=("a", "b")):
