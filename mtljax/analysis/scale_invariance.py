@@ -146,8 +146,8 @@ def plot_scale_invariance(runs: Mapping[str, Mapping[str, ScaleInvariance]], tit
     """Draws the relative differences of the updates over steps: a row for each setting, a column for each group.
 
     Args:
-      runs: by setting, results of `scale_invariance` by the name of what was trained, each a line. A row has no line
-        for a group that its runs lack, such as a frozen backbone.
+      runs: by setting, results of `scale_invariance` by the name of what was trained, each a line. A group that
+        the runs of a setting lack, such as a frozen backbone, is called not trained.
       title: of the figure.
 
     Returns:
@@ -156,7 +156,7 @@ def plot_scale_invariance(runs: Mapping[str, Mapping[str, ScaleInvariance]], tit
     from matplotlib.figure import Figure
 
     results = [run for row in runs.values() for run in row.values()]
-    groups = list(dict.fromkeys(group for run in results for group in run.differences))
+    groups = sorted(dict.fromkeys(group for run in results for group in run.differences), key=lambda g: g != BACKBONE)
     names = list(dict.fromkeys(name for row in runs.values() for name in row))
     figure = Figure(figsize=(3.4 * len(groups), 2.2 * len(runs) + 0.8), layout="constrained")
     panels = figure.subplots(len(runs), len(groups), squeeze=False, sharex=True, sharey=True)
@@ -169,6 +169,8 @@ def plot_scale_invariance(runs: Mapping[str, Mapping[str, ScaleInvariance]], tit
             panel.axhline(max(run.tolerance for run in results), color="black", linestyle=":", linewidth=0.8)
             panel.set_title(f"{setting}: {group}" if setting else group, fontsize=9)
             panel.set(yscale="log", ylim=(_SMALLEST, 4))
+            if len(panel.lines) == 1:
+                panel.annotate("not trained", (0.5, 0.4), xycoords="axes fraction", ha="center", color="gray")
         row[0].set_ylabel("relative difference")
     for panel in panels[-1]:
         panel.set_xlabel("step")
