@@ -31,10 +31,10 @@ from mtljax.commands.conflicts import show
 from mtljax.data import MultiTaskData, from_tfds, tfds_source
 from mtljax.training import DataConfig, MethodConfig, ModelConfig, OptimizerConfig, TrainConfig, train
 from mtljax.training.config import to_dict
-from mtljax.training.logs import METRICS, RunLog, read_records
+from mtljax.training.logs import METRICS, RunLog
 from mtljax.training.loop import load_data
 from mtljax.training.program import build_program
-from mtljax.training.workdir import CONFIG
+from mtljax.training.workdir import CONFIG, finished
 
 SEEDS = (0, 1, 2)
 DIGITS = TrainConfig(
@@ -70,15 +70,25 @@ def trained(config: TrainConfig, workdir: Path) -> list[Path]:
     """The runs of a config, those missing trained."""
     data, program, directories = None, None, []
     for seed in SEEDS:
-        directories.append(workdir / f"{config.name.replace(' ', '_').replace(',', '')}-seed{seed}")
-        if _finished(directories[-1]):
-            continue
         run = dataclasses.replace(config, seed=seed)
+        directories.append(place(workdir, run))
+        if finished(directories[-1], to_dict(run)):
+            continue
         if data is None:
             data = tox21() if config.data.name == "tox21" else load_data(config)
             program = build_program(config, data)
-        train(run, workdir=directories[-1], data=data, program=program, probe=mtl.analysis.sample_probe)
+        resume = (directories[-1] / CONFIG).is_file()
+        result = train(
+            run, workdir=directories[-1], resume=resume, data=data, program=program, probe=mtl.analysis.sample_probe
+        )
+        if result.interrupted:
+            sys.exit(f"{result.interrupted}: start the same command again to go on")
     return directories
+
+
+def place(workdir: Path, config: TrainConfig) -> Path:
+    """The directory of a run."""
+    return workdir / f"{config.name.replace(' ', '_').replace(',', '')}-seed{config.seed}"
 
 
 class Dense(nn.Module):
@@ -143,8 +153,9 @@ def trained_dense(config: TrainConfig, workdir: Path) -> list[Path]:
         return optax.apply_updates(params, updates), state, losses
 
     for seed in SEEDS:
-        directories.append(workdir / f"{config.name.replace(' ', '_').replace(',', '')}-seed{seed}")
-        if _finished(directories[-1]):
+        directories.append(place(workdir, dataclasses.replace(config, seed=seed)))
+        said = to_dict(dataclasses.replace(config, seed=seed)) | {"model": {"encoder": "Dense of conflict_study.py"}}
+        if finished(directories[-1], said):
             continue
         data, start, losses = dense_data() if data is None else data, time.perf_counter(), {}
         rng, keys = np.random.default_rng(seed), jax.random.split(jax.random.PRNGKey(seed), 1 + len(HEADS))
@@ -154,7 +165,7 @@ def trained_dense(config: TrainConfig, workdir: Path) -> list[Path]:
         params = {"shared": shared, "heads": heads}
         state, count, done = tx.init(params), len(data["image"]), 0
         directories[-1].mkdir(parents=True, exist_ok=True)
-        (directories[-1] / CONFIG).write_text(json.dumps({"config": to_dict(dataclasses.replace(config, seed=seed))}))
+        (directories[-1] / CONFIG).write_text(json.dumps({"config": said, "data_spec": {}}))
         (directories[-1] / METRICS).unlink(missing_ok=True)
         log = RunLog(directories[-1], print, tensorboard=False, until=None)
         for epoch in range(1, config.epochs + 1):
@@ -174,10 +185,6 @@ def trained_dense(config: TrainConfig, workdir: Path) -> list[Path]:
     return directories
 
 
-def _finished(directory: Path) -> bool:
-    return any(record["split"] == "test" for record in read_records(directory / METRICS))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Trains what is missing and shows all."""
     words = (__doc__ or "").splitlines()
@@ -192,7 +199,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config = dataclasses.replace(config, epochs=options.epochs)
         began = time.perf_counter()
         make = trained_dense if config.name == NYU.name else trained
-        directories += make(config, Path(options.workdir))
+        try:
+            directories += make(config, Path(options.workdir))
+        except ValueError as error:
+            sys.exit(f"error: {error}")
         print(f"{config.name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     show(read_runs(directories), options.figure)
     print(f"{time.perf_counter() - start:.0f} s")

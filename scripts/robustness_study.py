@@ -15,9 +15,10 @@ from pathlib import Path
 
 from mtljax.cli import main
 from mtljax.training import DataConfig, MethodConfig, ModelConfig, OptimizerConfig, TrainConfig, train
-from mtljax.training.logs import METRICS, read_records
+from mtljax.training.config import to_dict
 from mtljax.training.loop import load_data
 from mtljax.training.program import build_program
+from mtljax.training.workdir import CONFIG, finished
 
 TASKS, METHODS, SEEDS = ("left", "right"), ("ew", "uw", "pcgrad", "cagrad"), (0, 1, 2)
 BASE = TrainConfig(
@@ -47,14 +48,13 @@ def run_all(directory: Path) -> list[Path]:
     """Trains what is not trained yet."""
     start, found = time.perf_counter(), []
     for group in configs():
-        left = [c for c in group if not any(r["split"] == "test" for r in read_records(place(directory, c) / METRICS))]
+        left = [config for config in group if not finished(place(directory, config), to_dict(config))]
         data = load_data(group[0]) if left else None
         program = None if data is None else build_program(group[0], data)
         for config in left:
             workdir = place(directory, config)
-            result = train(
-                config, workdir=workdir, resume=(workdir / "config.json").is_file(), data=data, program=program
-            )
+            resume = (workdir / CONFIG).is_file()
+            result = train(config, workdir=workdir, resume=resume, data=data, program=program)
             if result.interrupted:
                 sys.exit(f"{result.interrupted}: start the same command again to go on")
             scores = ", ".join(f"{task} {each['accuracy']:.4f}" for task, each in result.test.items())
@@ -68,6 +68,9 @@ if __name__ == "__main__":
     words.add_argument("--workdir", type=Path, default=Path("runs/robustness"), help="default: runs/robustness")
     words.add_argument("--figure", help="also draw it")
     options = words.parse_args()
-    directories = [str(each) for each in run_all(options.workdir)]
+    try:
+        directories = [str(each) for each in run_all(options.workdir)]
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     figure = [] if options.figure is None else ["--figure", options.figure]
     sys.exit(main(["analyze", "robustness", *directories, "--num_test=1000", *figure]))

@@ -48,6 +48,9 @@ def test_robustness_runs_that_are_finished_are_kept(tmp_path, monkeypatch):
     assert mtl.load(made[0]).tasks.keys() == {"left"}
     monkeypatch.setattr(robustness, "train", unwanted)
     assert robustness.run_all(tmp_path) == made
+    monkeypatch.setattr(robustness, "BASE", dataclasses.replace(TINY, probe_every=0, batch_size=32))
+    with pytest.raises(ValueError, match=r"left-seed0 holds another run \(it differs in batch_size\)"):
+        robustness.run_all(tmp_path)
 
 
 @pytest.mark.slow
@@ -65,6 +68,8 @@ def test_the_conflict_study_trains_shows_and_keeps_what_is_finished(tmp_path, mo
     monkeypatch.setattr(conflicts, "dense_data", unwanted)
     assert conflicts.main(command) == 0
     assert capsys.readouterr().out.splitlines()[:-1] == first.splitlines()[:-1]
+    with pytest.raises(SystemExit, match=r"tiny-seed0 holds another run \(it differs in epochs\): choose another"):
+        conflicts.main([*command, "--epochs=2"])
 
 
 def dense_batch():

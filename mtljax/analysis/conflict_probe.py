@@ -31,6 +31,8 @@ class ConflictState(NamedTuple):
 def conflict_probe(num_tasks: int | None = None, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
     """Keeps running sums of the similarities between the tasks' gradients; updates pass through as they are.
 
+    A transformation sees the gradients of whole batches; for those of single examples see `sample_conflicts`.
+
     It goes before a method, which then finds what it would find without it; after `mtl.per_task` it watches what that
     makes of the gradients. Cost: K backward passes whenever it looks, which the compiler shares with a method that
     makes them anyway; before one that does not, such as `mtl.ew`, take `every=20` or more. `conflict_means` reads the
@@ -98,10 +100,10 @@ def conflict_probe(num_tasks: int | None = None, *, every: int = 1) -> optax.Gra
 def conflict_means(opt_state: PyTree) -> dict[str, Any]:
     """What a `conflict_probe` has found so far, however deep its state lies in a chain.
 
+    The sums behind it are float32 and count pairs up to 2^31: start anew after some million updates.
+
     Args:
       opt_state: an optax state that contains the probe's.
-
-    The sums behind it are float32 and count pairs up to 2^31: start anew after some million updates.
 
     Returns:
       By measure ("cosine", "magnitude", "sign_conflict") the mean over the updates looked at: a float over all pairs

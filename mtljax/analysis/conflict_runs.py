@@ -1,6 +1,7 @@
 """What the probes of finished runs saw, epoch by epoch and over seeds, beside the claim of arXiv:2311.04698, Sec. 4.2.
 
-The claim: magnitude similarity is lower between tasks than between examples in every epoch; angles show no such order.
+The claim: magnitude similarity is lower between tasks than between examples in every epoch; angles show no such order;
+the share of coordinates with opposite signs is similar.
 """
 
 import json
@@ -27,6 +28,10 @@ ANGLE_RULE = (
     "Angles have an order if the interval of the same difference of mean cosines lies on the same side of 0 in every "
     "epoch of every data set: then not reproduced. Reproduced if it lies above 0 in one epoch and below 0 in another, "
     "of any data sets; else not decided."
+)
+SIGN_RULE = (
+    "Opposite signs: not reproduced if on some data set the interval of the same difference of their shares lies on "
+    "one side of 0 in every epoch; else not decided, since no interval shows that two things are the same."
 )
 
 
@@ -75,10 +80,11 @@ def read_runs(paths: Iterable[str | Path]) -> dict[str, Histories]:
 def _run(path: Path) -> Iterable[tuple[tuple[str, str], int, Sequence[Mapping[str, Any]]]]:
     if not (path / CONFIG).is_file():
         raise ValueError(f"{path} holds neither a run (config.json) nor a study (cells/), and is no config file")
-    config = json.loads((path / CONFIG).read_text(encoding="utf-8"))["config"]
+    run = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    config = run["config"]
     history = read_records(path / METRICS)
     if not any(record["split"] == "probe" for record in history):
-        every = default_every(config["model"]["encoder"])
+        every = default_every(config["model"]["encoder"], len(run["data_spec"].get("tasks", ())))
         raise ValueError(f"{path} was trained without a probe: train it anew with --probe_every={every}")
     yield (config["name"], config["method"]["name"]), config["seed"], history
 
@@ -92,7 +98,7 @@ def _study(path: Path) -> Iterable[tuple[tuple[str, str], int, Sequence[Mapping[
     ]
     if not probed:
         raise ValueError(
-            f"{path} holds no finished run with a probe: run the study anew with --base.probe_every=20 (200 for "
+            f"{path} holds no finished run with a probe: run the study anew with --base.probe_every=30 (200 for "
             "perceptrons), in another --workdir"
         )
     for record in probed:
@@ -150,6 +156,15 @@ def angle_verdict(groups: Iterable[Sequence[EpochConflicts]]) -> str:
     if {REPRODUCED, NOT_REPRODUCED} <= signs:
         return REPRODUCED
     return NOT_REPRODUCED if len(signs) == 1 and NOT_DECIDED not in signs else NOT_DECIDED
+
+
+def sign_verdict(groups: Iterable[Sequence[EpochConflicts]]) -> str:
+    """Whether as many coordinates have opposite signs between tasks as between examples; see `SIGN_RULE`."""
+    for epochs in groups:
+        sides = {verdict(epoch.difference["sign_conflict"]) for epoch in epochs}
+        if len(sides) == 1 and NOT_DECIDED not in sides:
+            return NOT_REPRODUCED
+    return NOT_DECIDED
 
 
 def _negative(difference: Difference) -> Difference:

@@ -13,16 +13,20 @@ from mtljax.gradients import PyTree
 from mtljax.training.probing import Found, Probe
 
 KINDS = ("between_tasks", "between_samples")
-_EVERY = {"mlp": 200}  # steps, so that looking takes less than 5% of training; see scripts/bench_probe.py
 _TASKS = 8  # as in arXiv:2311.04698; with more, so many are drawn anew at each look
 _MEMORY = 2**30
 _MOST_IN_MATRIX = 30  # tasks
 _QUANTILES = np.linspace(0, 1, 21)
 
 
-def default_every(encoder: str) -> int:
-    """Steps between looks in `mtljax analyze conflicts`: 20, and 200 for the quick steps of a perceptron."""
-    return _EVERY.get(encoder, 20)
+def default_every(encoder: str, tasks: int = 2) -> int:
+    """Steps between looks in `mtljax analyze conflicts`, so that looking takes less than 5% of the training time.
+
+    As measured by scripts/bench_probe.py: 30, and 200 for the quick steps of a perceptron; with more than four of
+    `tasks` as many times more as there are more pairs of gradients.
+    """
+    least = 200 if encoder == "mlp" else 30
+    return round(least * max(1, min(tasks, _TASKS) ** 2 / 16))
 
 
 def measure(losses_fn: Callable[..., Any], params: PyTree, rest: PyTree, batch: PyTree, key: jax.Array) -> Found:

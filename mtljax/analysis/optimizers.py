@@ -31,7 +31,6 @@ PAPER = {
 _PER_TASK = "+65.2, +51.3, +11.7, +5.4"  # MTL-IO, one SGD a task, minus AdaTask, one Adam a task
 _ADATASK = "+58.2, +1.0, +9.1, +3.1"  # EW with Adam minus AdaTask
 _FULL, _OTHER = "5:0, 10:0, 11:1, 16:6", "24:0, 24:0, 21:1, 21:6"  # table 2, in the same order
-_EACH = "Δm of "
 
 
 class MethodCounts(NamedTuple):
@@ -151,9 +150,7 @@ def claims(summary: Summary, pair: tuple[str, str]) -> list[Claim]:
     if both:
         a, b = (mean_by_seed(row.delta_m_by_seed for row in own) for own in zip(*both.values(), strict=True))
         found.append(claim(f"Δm, mean over {len(both)} methods: {first} below {second}", a, b, lower=True))
-    found += [
-        _below(f"{_EACH}{name}: {first} below {second}", *rows, PAPER.get(name, "–")) for name, rows in both.items()
-    ]
+    found += claims_by_method(summary, pair)
     adatask, mtl_io = rows.get("adatask", (None,))[0], rows.get("mtl_io", (None,))[-1]
     if adatask is not None and mtl_io is not None:
         found.append(_below(f"Δm: one {first} a task below one {second} a task", adatask, mtl_io, _PER_TASK))
@@ -162,53 +159,98 @@ def claims(summary: Summary, pair: tuple[str, str]) -> list[Claim]:
     return found
 
 
+def claims_by_method(summary: Summary, pair: tuple[str, str]) -> list[Claim]:
+    """That a method's Δm is lower with the first optimizer than with the second, for each method that has both."""
+    first, second = map(_short, pair)
+    return [
+        _below(f"Δm of {name}: {first} below {second}", a, b, PAPER.get(name, "–"))
+        for name, (a, b) in best_rows(summary, pair).items()
+        if a is not None and b is not None
+    ]
+
+
 def dominated_seeds(summary: Summary, pair: tuple[str, str], method: str = "ew") -> tuple[list[int], list[int]]:
     """Seeds in which a method's chosen run with the first optimizer is dominated by a run of another with the second.
+
+    `mtl_io`, which is `ew` with one SGD a task, does not count as another.
 
     Args:
       summary: of the study.
       pair: labels of the optimizers.
-      method: whose run is looked at; of the others, SGD a task counts as none.
+      method: whose run is looked at.
 
     Returns:
       The seeds in which it is dominated, and all its seeds.
     """
-    runs, dominated, seeds = _runs(summary, pair, "seeds"), [], []
-    for own in runs:
-        if (own.method, own.optimizer, own.chosen) == (method, pair[0], True) and own.seed is not None:
-            seeds.append(own.seed)
-            others = [r for r in runs if (r.seed, r.optimizer) == (own.seed, pair[1])]
-            if not _undominated([own, *(r for r in others if r.method not in (method, "mtl_io"))])[0][0]:
-                dominated.append(own.seed)
+    runs = _runs(summary, pair, "seeds")
+    others = [run for run in runs if run.optimizer == pair[1] and run.method not in (method, "mtl_io")]
+    return _dominated(_chosen(runs, method, pair[0]), others)
+
+
+def dominating_seeds(
+    summary: Summary, pair: tuple[str, str], better: str = "adatask", worse: str = "ew"
+) -> tuple[list[int], list[int]]:
+    """Seeds in which one method's chosen run dominates another's, both with the first optimizer; and all seeds."""
+    runs = _runs(summary, pair, "seeds")
+    return _dominated(*(_chosen(runs, method, pair[0]) for method in (worse, better)))
+
+
+def _chosen(runs: Sequence[_Run], method: str, optimizer: str) -> list[_Run]:
+    return [run for run in runs if (run.method, run.optimizer, run.chosen) == (method, optimizer, True)]
+
+
+def _dominated(own: Sequence[_Run], others: Sequence[_Run]) -> tuple[list[int], list[int]]:
+    """Seeds in which a run of the first is dominated by one of the second, and the seeds that both have."""
+    dominated, seeds = [], []
+    for run in own:
+        rivals = [other for other in others if other.seed == run.seed]
+        if run.seed is not None and rivals:
+            seeds.append(run.seed)
+            if not _undominated([run, *rivals])[0][0]:
+                dominated.append(run.seed)
     return dominated, seeds
 
 
 def markdown(summary: Summary, pair: tuple[str, str]) -> str:
     """All of it as Markdown: the counts, the best Δm with the chosen settings, the claims and their verdicts."""
-    found = claims(summary, pair)
-    each = [claim.verdict for claim in found if claim.text.startswith(_EACH)]
-    dominated, seeds = dominated_seeds(summary, pair)
-    notes = [f"Method by method: {', '.join(f'{word} {each.count(word)}' for word in dict.fromkeys(each))}."] * bool(
-        each
+    counts = pareto_counts(summary, pair)
+    return "\n\n".join(
+        [
+            _counts_table(counts, pair),
+            _best_table(summary),
+            claims_table([[each] for each in claims(summary, pair)], ["paired by seed"]),
+            *_notes(summary, pair, counts),
+            f"± half of the 95% t-interval over seeds. Ours: number of runs, {_short(pair[0])} minus "
+            f"{_short(pair[1])}, or difference of Δm in points, positive on the claimed side; the paper: Cityscapes "
+            f"with SegNet and DeepLabV3+, NYUv2 with both. {RULE[0].upper()}{RULE[1:]}.",
+        ]
     )
+
+
+def _notes(summary: Summary, pair: tuple[str, str], counts: Sequence[MethodCounts]) -> list[str]:
+    """The claims that are counts, without intervals."""
+    notes, each = [], [claim.verdict for claim in claims_by_method(summary, pair)]
+    if each:
+        notes.append(f"Method by method: {', '.join(f'{word} {each.count(word)}' for word in dict.fromkeys(each))}.")
+    for own in counts:
+        if own.method == "ew" and own.runs[pair[0]]:
+            notes.append(
+                f"ew with {pair[0]}: {own.full[pair[0]]} of {own.runs[pair[0]]} settings are Pareto-optimal (the "
+                "paper: one or two in 3 of its 4 setups)."
+            )
+    dominated, seeds = dominated_seeds(summary, pair)
     if seeds:
         notes.append(
             f"ew with {pair[0]} is dominated by a run of a specialised method with {pair[1]} in {len(dominated)} of "
             f"{len(seeds)} seeds (the paper: in none of its setups)."
         )
-    notes.append(
-        f"± half of the 95% t-interval over seeds. Ours: number of runs, {_short(pair[0])} minus {_short(pair[1])}, or "
-        "difference of Δm in points, positive on the claimed side; the paper: Cityscapes with SegNet and DeepLabV3+, "
-        f"NYUv2 with both. {RULE[0].upper()}{RULE[1:]}."
-    )
-    return "\n\n".join(
-        [
-            _counts_table(pareto_counts(summary, pair), pair),
-            _best_table(summary),
-            claims_table([[each] for each in found], ["paired by seed"]),
-            *notes,
-        ]
-    )
+    dominated, seeds = dominating_seeds(summary, pair)
+    if seeds:
+        notes.append(
+            f"adatask dominates ew, both with {pair[0]}, in {len(dominated)} of {len(seeds)} seeds (the paper: in "
+            "almost all cases)."
+        )
+    return notes
 
 
 def _counts_table(counts: Sequence[MethodCounts], pair: tuple[str, str]) -> str:

@@ -18,20 +18,24 @@ from mtljax.analysis import sample_probe
 from mtljax.analysis.conflict_runs import (
     ANGLE_RULE,
     MAGNITUDE_RULE,
+    SIGN_RULE,
     EpochConflicts,
     Histories,
     angle_verdict,
     magnitude_verdict,
     over_epochs,
     read_runs,
+    sign_verdict,
 )
 from mtljax.analysis.epoch_probe import default_every
 from mtljax.commands.output import INTERRUPTED, console, save_figure
 from mtljax.training.compilation import kept_programs
 from mtljax.training.config import TrainConfig, load_config
+from mtljax.training.loop import load_data
 from mtljax.training.overrides import override
 
 _SEEDS = (0, 1, 2)  # of a config of one run
+_MEASURES = {"magnitude": "magnitude", "cosine": "cosine", "sign_conflict": "opposite signs"}
 
 
 def conflicts(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -60,7 +64,7 @@ def show(groups: Mapping[str, Histories], figure: str | None = None) -> None:
       figure: the file to draw into.
     """
     found = {name: over_epochs(histories) for name, histories in groups.items()}
-    out = console(160)
+    out = console(190)
     out.print(_table(found, {name: len(histories) for name, histories in groups.items()}))
     out.print(
         "Means over seeds ± half of their 95% intervals, between tasks on one example and between examples for one "
@@ -75,7 +79,9 @@ def show(groups: Mapping[str, Histories], figure: str | None = None) -> None:
         tasks, samples = (f"from {low:.2f} to {high:.2f}" for low, high in epochs[-1].cosines.values())
         out.print(f"  {name}: {tasks} between tasks, {samples} between examples", highlight=False)
     out.print(f"  all together: {angle_verdict(found.values())}", highlight=False)
-    out.print(f"{MAGNITUDE_RULE}\n{ANGLE_RULE}", highlight=False, style="dim")
+    out.print("Claim: the share of coordinates with opposite signs is similar.", highlight=False)
+    out.print(f"  all together: {sign_verdict(found.values())}", highlight=False)
+    out.print(f"{MAGNITUDE_RULE}\n{ANGLE_RULE}\n{SIGN_RULE}", highlight=False, style="dim")
     if figure is not None:
         epochs = {name: by_epoch(list(histories.values())) for name, histories in groups.items()}
         save_figure(lambda: overview(epochs), figure, dpi=110)
@@ -99,9 +105,10 @@ def _trained(path: str, overrides: list[str]) -> Path:
             f"{path} returns a {type(study).__name__}; mtljax analyze conflicts needs a TrainConfig or a StudyConfig"
         )
     study = override(study, overrides)
-    every = study.base.probe_every or default_every(study.base.model.encoder)
-    base = dataclasses.replace(study.base, probe_every=every)
-    study = dataclasses.replace(study, base=base)
+    if not study.base.probe_every:
+        tasks = study.base.tasks or load_data(study.base).tasks
+        every = default_every(study.base.model.encoder, len(tasks))
+        study = dataclasses.replace(study, base=dataclasses.replace(study.base, probe_every=every))
     directory = Path("runs") / f"{study.name}-conflicts"
     command = shlex.join(["mtljax", "analyze", "conflicts", path, *overrides])
     with kept_programs(), study_bar() as progress:
@@ -113,18 +120,15 @@ def _table(found: Mapping[str, list[EpochConflicts]], seeds: Mapping[str, int]) 
     table = Table(title="how alike gradients of single examples are, over the shared parameters")
     for column in ("trained", "seeds", "epoch"):
         table.add_column(column)
-    for measure in ("magnitude", "cosine"):
+    for measure in _MEASURES.values():
         for column in (f"{measure}:\ntasks", "\nexamples", "\ndifference"):
-            table.add_column(column, justify="right")
-    for column in ("opposite\nsigns: tasks", "\nexamples"):
-        table.add_column(column, justify="right")
+            table.add_column(column, justify="right", no_wrap=True)
     for name, epochs in found.items():
         for epoch in epochs:
             row = [name, str(seeds[name]), f"{epoch.epoch:g}"]
-            for measure in ("magnitude", "cosine"):
+            for measure in _MEASURES:
                 row += [epoch.between_tasks[measure].text(".3f"), epoch.between_samples[measure].text(".3f")]
                 row.append(epoch.difference[measure].interval.text("+.3f"))
-            signs = (epoch.between_tasks["sign_conflict"].mean, epoch.between_samples["sign_conflict"].mean)
-            table.add_row(*row, *(f"{mean:.3f}" for mean in signs))
+            table.add_row(*row)
         table.add_section()
     return table

@@ -133,7 +133,7 @@ def _add_analyses(analyze: argparse.ArgumentParser) -> None:
     conflicts = kind(
         "conflicts",
         "whether gradients conflict more between tasks than between examples, in every epoch of runs trained with "
-        "--probe_every=20; --field=value overrides a field of the studies given as configs",
+        "--probe_every=30; --field=value overrides a field of the studies given as configs",
         "configs/digits.py --methods=\"({'name': 'ew'},)\" --baselines=false --figure conflicts.png",
     )
     conflicts.add_argument(

@@ -17,7 +17,7 @@ from mtljax.models import MultiTaskModel
 from mtljax.tasks import Task
 from mtljax.training import checkpoint as ckpt
 from mtljax.training.config import TrainConfig, differences, to_dict
-from mtljax.training.logs import write_atomically
+from mtljax.training.logs import METRICS, read_records, write_atomically
 from mtljax.training.overrides import from_dict
 from mtljax.training.program import build_model, example
 
@@ -89,6 +89,21 @@ def prepare(workdir: Path, config: TrainConfig, spec: Mapping[str, Any], *, resu
     except OSError as error:
         raise ValueError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
     return news
+
+
+def finished(workdir: Path, config: Mapping[str, Any]) -> bool:
+    """Whether a directory holds the run of this config, as a dict, to its end; False if it holds nothing.
+
+    Raises:
+      ValueError: if it holds another run.
+    """
+    if not (workdir / CONFIG).is_file():
+        return False
+    if changed := differences(_read(workdir / CONFIG)["config"], config):
+        raise ValueError(
+            f"{workdir} holds another run (it differs in {', '.join(changed)}): choose another --workdir, or remove it"
+        )
+    return any(record["split"] == "test" for record in read_records(workdir / METRICS))
 
 
 def load(workdir: str | Path) -> Loaded:

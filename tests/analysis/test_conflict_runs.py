@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mtljax.analysis.claims import NOT_DECIDED, NOT_REPRODUCED, REPRODUCED
-from mtljax.analysis.conflict_runs import angle_verdict, magnitude_verdict, over_epochs, read_runs
-from mtljax.analysis.epoch_probe import KINDS, summary
+from mtljax.analysis.conflict_runs import angle_verdict, magnitude_verdict, over_epochs, read_runs, sign_verdict
+from mtljax.analysis.epoch_probe import KINDS, default_every, summary
 from mtljax.analysis.similarity import MEASURES
 from mtljax.cli import main
 from mtljax.training.config import TrainConfig, to_dict
@@ -15,22 +15,22 @@ from mtljax.training.config import TrainConfig, to_dict
 TASKS, LAYERS = ("left", "right"), ("shared/Conv_0", "shared/Dense_0")
 
 
-def look(rng, magnitude, cosine):
+def look(rng, magnitude, cosine, signs=(0.4, 0.4)):
     """What one look would find: 8 examples, 2 tasks; means (between tasks, between samples) as given."""
     found = {"tasks": np.arange(2)}
-    for kind, shape, m, c in zip(KINDS, ((8, 1), (2, 28)), magnitude, cosine, strict=True):
+    for kind, shape, m, c, s in zip(KINDS, ((8, 1), (2, 28)), magnitude, cosine, signs, strict=True):
         for layer in ("", *(f"/{layer}" for layer in LAYERS)):
             found[f"{kind}/magnitude{layer}"] = m + 0.02 * rng.normal(size=shape)
             found[f"{kind}/cosine{layer}"] = c + 0.02 * rng.normal(size=shape)
-            found[f"{kind}/sign_conflict{layer}"] = 0.4 + 0.02 * rng.normal(size=shape)
+            found[f"{kind}/sign_conflict{layer}"] = s + 0.02 * rng.normal(size=shape)
     return found
 
 
-def history(seed, magnitude=(0.3, 0.7), cosine=(0.1, 0.0), epochs=3):
+def history(seed, magnitude=(0.3, 0.7), cosine=(0.1, 0.0), signs=(0.4, 0.4), epochs=3):
     rng = np.random.default_rng(seed)
     records = []
     for epoch in range(1, epochs + 1):
-        looks = [look(rng, magnitude, cosine) for _ in range(4)]
+        looks = [look(rng, magnitude, cosine, signs) for _ in range(4)]
         at = {"step": 10 * epoch, "epoch": float(epoch), "seconds": 1.0}
         records.append(at | {"split": "train", "losses": dict.fromkeys(TASKS, 1.0), "weights": None})
         records.append(at | {"split": "probe", "probe": {"looks": 4} | summary(TASKS, looks)})
@@ -88,6 +88,9 @@ def test_verdicts_follow_the_rule():
     assert angle_verdict([positive, negative]) == REPRODUCED
     assert angle_verdict([positive, positive]) == NOT_REPRODUCED
     assert angle_verdict([positive, over_epochs(histories(cosine=(0.0, 0.0)))]) == NOT_DECIDED
+    more, fewer = (over_epochs(histories(signs=s)) for s in ((0.5, 0.4), (0.3, 0.4)))
+    assert [sign_verdict(each) for each in ([equal, more], [fewer], [equal])] == [NOT_REPRODUCED] * 2 + [NOT_DECIDED]
+    assert sign_verdict([[more[0], fewer[0]]]) == NOT_DECIDED
     epoch = lower[0]
     assert epoch.difference["magnitude"].interval.mean == pytest.approx(-0.4, abs=0.02)
     assert epoch.between_tasks["magnitude"].n == 3
@@ -145,7 +148,7 @@ def test_bad_input_is_one_sentence(tmp_path, capsys):
     config.write_text("from mtljax.analysis.toy import ToyConfig\ndef get_config():\n    return ToyConfig()\n")
     for words, message in (
         ([str(tmp_path)], "holds neither a run (config.json) nor a study (cells/)"),
-        ([str(blind)], "was trained without a probe: train it anew with --probe_every=20"),
+        ([str(blind)], "was trained without a probe: train it anew with --probe_every=30"),
         ([run, again], "was trained with seed 0 twice"),
         ([str(config)], "needs a TrainConfig or a StudyConfig"),
     ):
@@ -153,6 +156,11 @@ def test_bad_input_is_one_sentence(tmp_path, capsys):
         error = capsys.readouterr().err
         assert message in error
         assert "Traceback" not in error
+
+
+def test_the_default_interval_grows_with_the_number_of_gradients():
+    assert [default_every("mlp", tasks) for tasks in (2, 4, 6, 8, 40)] == [200, 200, 450, 800, 800]
+    assert default_every("lenet") == 30
 
 
 def test_help_has_an_example(capsys):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import mtljax as mtl
+from mtljax.analysis import conflicts
 
 
 def test_cosines_are_of_the_shared_parameters_alone():
@@ -106,6 +107,15 @@ def test_a_gradient_is_like_itself_and_pairs_are_symmetric(found):
             assert low <= values.min() <= values.max() <= high
 
 
+def test_identities_hold_where_nothing_is_known_to_be_the_same():
+    """`similarities` knows that its diagonal is 1; here a gradient meets itself as if it were another."""
+    rows = np.random.default_rng(4).normal(size=(3, 50)).astype(np.float32) * np.array([[1.0], [1e3], [1e-3]])
+    whole = mtl.analysis.similarity.pairwise([jnp.asarray(rows)], [jnp.asarray(rows)], ("a",), same=False).whole
+    for values, on_itself in zip(whole[:3], (1, 1, 0), strict=True):
+        np.testing.assert_allclose(np.diag(values), on_itself, rtol=1e-6)
+        np.testing.assert_allclose(values, values.T, rtol=1e-5, atol=1e-6)
+
+
 def test_opposite_gradients_conflict_everywhere_and_a_zero_one_says_nothing():
     whole = mtl.analysis.similarities(jnp.array([[1.0, -2.0], [-3.0, 6.0], [0.0, 0.0]])).whole
     np.testing.assert_allclose(whole.cosine, [[1, -1, 0], [-1, 1, 0], [0, 0, 0]], rtol=1e-6)
@@ -147,14 +157,25 @@ def test_layers_make_up_the_whole(found, rows):
     np.testing.assert_allclose(whole.cosine, dots / (total[:, :, None] * total[:, None, :]), rtol=1e-3, atol=1e-4)
 
 
-def test_less_memory_gives_the_same_numbers(network, found):
-    bytes_each = 3 * 60 * 4  # 3 tasks, 60 shared parameters: two blocks of five examples
-    small = mtl.analysis.sample_conflicts(
-        network_losses, *network, samples=10, argnums=(0, 1), memory=2 * 5 * bytes_each
-    )
+def test_less_memory_gives_the_same_numbers(network, found, monkeypatch):
+    bytes_each, gradients_of, held = 3 * 60 * 4, conflicts.gradients_of, []
+
+    def watched(*args):
+        gradients = gradients_of(*args)
+
+        def rows(params, args, block, drawn):
+            held.append(len(block))
+            return gradients.rows(params, args, block, drawn)
+
+        return gradients._replace(rows=rows)
+
+    # 3 tasks, 60 shared parameters; not all ten examples, so two blocks at once, of four examples at most
+    monkeypatch.setattr(conflicts, "gradients_of", watched)
+    small = mtl.analysis.sample_conflicts(network_losses, *network, samples=10, argnums=(0, 1), memory=9 * bytes_each)
     for less, more in zip(jax.tree.leaves(small), jax.tree.leaves(found), strict=True):
         assert less.shape == more.shape
         np.testing.assert_allclose(less, more, rtol=1e-4, atol=1e-5)
+    assert held == [4, 4, 2, 4, 2, 2]  # each block, then those after it
 
 
 @pytest.mark.slow

@@ -49,6 +49,18 @@ def test_on_digits_each_severity_lies_farther_from_the_clean_image(moved, name):
     assert (np.diff(moved[name]) > 0.002).all(), moved[name]
 
 
+@pytest.fixture(scope="module")
+def moved_photos(photos):
+    return sheet.distances(KEY, photos)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", names())
+def test_on_larger_colour_images_each_severity_lies_farther_too(moved_photos, name):
+    assert moved_photos[name][0] > 0.001
+    assert (np.diff(moved_photos[name]) > 0.001).all(), moved_photos[name]
+
+
 @pytest.mark.parametrize("name", names())
 def test_images_depend_on_key_and_place_alone_and_keep_shape_dtype_and_range(digits, name):
     made = np.asarray(corrupt(KEY, digits, name, 5))
@@ -189,3 +201,16 @@ def test_what_cannot_be_corrupted_is_one_sentence(images, name, severity, messag
     if images == (8, 8):
         with pytest.raises(ValueError, match="int32 of shape"):
             corrupt(KEY, np.zeros((8, 8, 1), np.int32), name, severity)
+
+
+@pytest.mark.parametrize(
+    ("which", "severities", "message"),
+    [
+        ([0, 1], [1, 0], r"severity must be an integer from 1 to 5"),
+        ([0, 15], [1, 1], "indices from 0 to 14"),
+        ([0], [1, 1], "for each of 2 images, got 1 and 2"),
+    ],
+)
+def test_ways_to_corrupt_that_do_not_exist_are_one_sentence(which, severities, message):
+    with pytest.raises(ValueError, match=message):
+        corrupt_each(KEY, np.zeros((2, 8, 8, 1), np.uint8), np.array(which), np.array(severities))

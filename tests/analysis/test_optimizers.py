@@ -136,6 +136,19 @@ def test_ew_with_adam_is_dominated_where_a_run_of_sgd_is_better_in_everything(su
     assert module.dominated_seeds(summarize(cells), PAIR) == ([1], [0, 1, 2])
 
 
+def test_one_adam_a_task_dominates_ew_where_it_is_better_in_everything():
+    def with_ew(left, right):
+        changed = [c for c in study() if not (c["method"] in ("ew", "adatask") and c["optimizer"] == "adam")]
+        for seed in range(3):
+            changed.append(cell("adatask", "adam", seed, 0.8, 0.7, 0.01))
+            changed.append(cell("ew", "adam", seed, left, right if seed else 0.6, 0.01))
+        return summarize(changed)
+
+    assert module.dominating_seeds(with_ew(0.79, 0.69), PAIR) == ([0, 1, 2], [0, 1, 2])
+    assert module.dominating_seeds(with_ew(0.79, 0.71), PAIR) == ([0], [0, 1, 2])
+    assert module.dominating_seeds(summarize([c for c in study() if c["method"] != "adatask"]), PAIR) == ([], [])
+
+
 def test_the_pair_is_found_by_name_or_asked_for(summary):
     assert module.optimizer_pair(summary) == PAIR
     assert module.optimizer_pair(summary, "signsgd", "adam") == ("signsgd", "adam")
@@ -165,6 +178,8 @@ def test_the_command_prints_markdown_and_draws(tmp_path, capsys):
     assert re.search(r"\| ew \| adam 0\.01 \| \S+ ± \d+\.\d\d \| \d+\.\d\d \| 3 \|", out)
     assert "| Δm of ew: adam below sgd | +6.8, +47.7, +2.8, +2.5 | +" in out
     assert "Method by method: reproduced 2." in out
+    assert re.search(r"ew with adam: \d of 3 settings are Pareto-optimal", out)
+    assert re.search(r"adatask dominates ew, both with adam, in \d of 3 seeds", out)
     assert figure.is_file()
     assert main(["analyze", "optimizers", str(tmp_path / "none")]) == 2
     assert "no study in" in capsys.readouterr().err

@@ -41,6 +41,20 @@ def test_adam_on_the_mean_loss_takes_the_papers_iterations(adam):
     assert dict(zip(PAPER, toy.cells(adam), strict=True)) == PAPER
 
 
+def test_quick_cells_stand_a_rounding_of_the_starts_and_slow_ones_do_not(monkeypatch):
+    """Why the paper's cells at learning rates of 0.05 and less cannot be met to the step."""
+    config = toy.ToyConfig(methods=("ew",), learning_rates=(0.5, 0.1, 0.05), iterations=8000)
+    found, starts = [], np.array(toy.STARTS)
+    for _ in range(4):
+        monkeypatch.setattr(toy, "STARTS", tuple(map(tuple, starts)))
+        found.append(toy.run_toy("ew", "adam", config).iterations.max(axis=1).tolist())
+        starts = np.nextafter(starts, np.inf)
+    quick, slow = [each[:2] for each in found], {each[2] for each in found}
+    assert quick == [[58, 709]] * 4
+    assert len(slow) > 1
+    assert -1 not in slow
+
+
 def test_a_path_stays_where_it_has_arrived(adam):
     assert (adam.times[:3] == [0, 1, 2]).all()
     np.testing.assert_array_equal(adam.path[0, 0], toy.STARTS)

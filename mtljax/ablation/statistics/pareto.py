@@ -161,7 +161,7 @@ def _points(runs: Sequence[_Run], axis: str, directions: Mapping[Key, bool]) -> 
     up = [directions[key] for key in runs[0].values]
     full = pareto_optimal(values, up)
     other = undominated_by_others(values, up, [frozen(_on(axis, run.candidate)) for run in runs])
-    left_out = ~np.isfinite(values).all(1)
+    left_out: np.ndarray = ~np.all(np.isfinite(values), axis=1)
     return [
         ParetoPoint(run.candidate, run.seed, _text(axis, run.candidate), run.values, *map(bool, flags))
         for run, *flags in zip(runs, full, other, left_out, strict=True)
@@ -200,14 +200,14 @@ def _text(axis: str, candidate: Candidate) -> str:
 
 def _undominated(values: np.ndarray, higher_is_better: Sequence[bool], groups: np.ndarray | None) -> np.ndarray:
     costs = np.where(higher_is_better, -np.asarray(values, float), values)
-    finite = np.isfinite(costs).all(1)
+    finite: np.ndarray = np.all(np.isfinite(costs), axis=1)
     costs = np.where(finite[:, None], costs, np.nan)  # comparisons with NaN are all false: it dominates nothing
     found = np.zeros(len(costs), bool)
     block = max(1, _ELEMENTS // max(1, costs.size))
     for start in range(0, len(costs), block):
         some = costs[start : start + block, None]
-        dominates = (costs <= some).all(2) & (costs < some).any(2)
+        dominates: np.ndarray = np.all(costs <= some, axis=2) & np.any(costs < some, axis=2)
         if groups is not None:
             dominates &= groups != groups[start : start + block, None]
-        found[start : start + block] = ~dominates.any(1)
+        found[start : start + block] = ~np.any(dominates, axis=1)
     return found & finite

@@ -86,8 +86,19 @@ def corrupt_each(key: jax.Array, images: np.ndarray, which: np.ndarray, severiti
 
     Returns:
       (N, H, W, C), on the host.
+
+    Raises:
+      ValueError: if the inputs are no images, or an index, a severity or their number is wrong.
     """
     require_images(images.shape, images.dtype)
+    if not len(which) == len(severities) == len(images):
+        raise ValueError(
+            f"corrupt_each takes an index and a severity for each of {len(images)} images, got {len(which)} and "
+            f"{len(severities)}"
+        )
+    if not np.isin(which, range(len(names()))).all():
+        raise ValueError(f"corrupt_each takes indices from 0 to {len(names()) - 1}, those of names()")
+    _check(names()[0], severities)
     keys, found = _keys(key, len(images)), np.empty_like(images)
     for index in np.unique(which):
         places = np.flatnonzero(which == index)
