@@ -15,6 +15,7 @@ from mtljax.ablation.statistics import SINGLE, Difference, Interval, paired_diff
 from mtljax.ablation.statistics.labels import setting_text
 from mtljax.analysis.claims import NOT_DECIDED, NOT_REPRODUCED, REPRODUCED, verdict
 from mtljax.analysis.epoch_probe import default_every
+from mtljax.training.config import differences
 from mtljax.training.logs import METRICS, read_records
 from mtljax.training.workdir import CONFIG
 
@@ -64,20 +65,28 @@ def read_runs(paths: Iterable[str | Path]) -> dict[str, Histories]:
       several, without single-task baselines.
 
     Raises:
-      ValueError: if a directory holds no run and no study, nothing in it was probed, or a run is there twice.
+      ValueError: if a directory holds no run and no study, nothing in it was probed, a run is there twice, or runs of
+        one name differ in more than the seed.
     """
     found: dict[tuple[str, str], Histories] = {}
+    configs: dict[tuple[str, str], tuple[Path, Mapping[str, Any]]] = {}
     for path in map(Path, paths):
         runs = _study(path) if (path / "cells").is_dir() else _run(path)
-        for (name, own), seed, history in runs:
-            if seed in found.setdefault((name, own), {}):
-                raise ValueError(f"{path}: {name} {own} was trained with seed {seed} twice; give one of them")
-            found[name, own][seed] = history
+        for (name, own), config, history in runs:
+            if config["seed"] in found.setdefault((name, own), {}):
+                raise ValueError(f"{path}: {name} {own} was trained with seed {config['seed']} twice; give one of them")
+            found[name, own][config["seed"]] = history
+            first, like = configs.setdefault((name, own), (path, config))
+            if changed := [field for field in differences(like, config) if field != "seed"]:
+                raise ValueError(
+                    f"{first} and {path} are both {name} {own}, but differ in {', '.join(changed)}: give runs that "
+                    "differ in the seed alone, or in the name"
+                )
     names = [name for name, _ in found]
     return {f"{name} {own}" if names.count(name) > 1 else name: runs for (name, own), runs in found.items()}
 
 
-def _run(path: Path) -> Iterable[tuple[tuple[str, str], int, Sequence[Mapping[str, Any]]]]:
+def _run(path: Path) -> Iterable[tuple[tuple[str, str], Mapping[str, Any], Sequence[Mapping[str, Any]]]]:
     if not (path / CONFIG).is_file():
         raise ValueError(f"{path} holds neither a run (config.json) nor a study (cells/), and is no config file")
     run = json.loads((path / CONFIG).read_text(encoding="utf-8"))
@@ -85,11 +94,13 @@ def _run(path: Path) -> Iterable[tuple[tuple[str, str], int, Sequence[Mapping[st
     history = read_records(path / METRICS)
     if not any(record["split"] == "probe" for record in history):
         every = default_every(config["model"]["encoder"], len(run["data_spec"].get("tasks", ())))
-        raise ValueError(f"{path} was trained without a probe: train it anew with --probe_every={every}")
-    yield (config["name"], config["method"]["name"]), config["seed"], history
+        raise ValueError(
+            f"{path} was trained without a probe: train it anew with --probe_every={every}, in another --workdir"
+        )
+    yield (config["name"], config["method"]["name"]), config, history
 
 
-def _study(path: Path) -> Iterable[tuple[tuple[str, str], int, Sequence[Mapping[str, Any]]]]:
+def _study(path: Path) -> Iterable[tuple[tuple[str, str], Mapping[str, Any], Sequence[Mapping[str, Any]]]]:
     records, _ = read_cells(path)
     probed = [
         record
@@ -104,7 +115,7 @@ def _study(path: Path) -> Iterable[tuple[tuple[str, str], int, Sequence[Mapping[
     for record in probed:
         around = {**record.get("condition", {}), **record.get("setting", {})}
         parts = (record["method"], record["optimizer"], setting_text(around))
-        yield (path.resolve().name, ", ".join(filter(None, parts))), record["seed"], record["history"]
+        yield (path.resolve().name, ", ".join(filter(None, parts))), {"seed": record["seed"]}, record["history"]
 
 
 def over_epochs(histories: Histories) -> list[EpochConflicts]:

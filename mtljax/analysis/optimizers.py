@@ -76,7 +76,10 @@ def optimizer_pair(summary: Summary, first: str = "", second: str = "") -> tuple
             )
         return found[0]
 
-    return one(first, "adam"), one(second, "sgd")
+    pair = one(first, "adam"), one(second, "sgd")
+    if pair[0] == pair[1]:
+        raise ValueError(f"the two optimizers to compare are both {pair[0]}: name two of {', '.join(labels)}")
+    return pair
 
 
 def pareto_counts(summary: Summary, pair: tuple[str, str]) -> list[MethodCounts]:
@@ -220,7 +223,9 @@ def markdown(summary: Summary, pair: tuple[str, str]) -> str:
             _best_table(summary),
             claims_table([[each] for each in claims(summary, pair)], ["paired by seed"]),
             *_notes(summary, pair, counts),
-            f"± half of the 95% t-interval over seeds. Ours: number of runs, {_short(pair[0])} minus "
+            "± half of the 95% t-interval over seeds; of Δm that of the method's runs against the mean of the "
+            "single-task networks, whose own spread is in the report's comparisons with them. Ours: number of runs, "
+            f"{_short(pair[0])} minus "
             f"{_short(pair[1])}, or difference of Δm in points, positive on the claimed side; the paper: Cityscapes "
             f"with SegNet and DeepLabV3+, NYUv2 with both. {RULE[0].upper()}{RULE[1:]}.",
         ]

@@ -73,7 +73,8 @@ def robustness(
     """Measures a network of your own, trained on clean images.
 
     Args:
-      apply: `(params, images) -> {task: outputs}`, as at test time; it may return more than the tasks.
+      apply: `(params, images) -> {task: outputs}`, as at test time; it may return more than the tasks. Outputs are
+        shaped as each task takes them: (B, classes), or (B, size) of a regression.
       params: its parameters; not changed.
       tasks: what is measured, and the loss of the heads.
       data: from `corrupted_data`.
@@ -93,16 +94,23 @@ def robustness(
       ValueError: if there is nothing to fine-tune or to freeze, or a number is out of its range.
 
     Example:
-      >>> import mtljax as mtl
+      >>> import jax, jax.numpy as jnp, mtljax as mtl
       >>> x = jax.random.uniform(jax.random.PRNGKey(0), (64, 8, 8, 1))
       >>> examples = mtl.data.Split(x, {"bright": x.mean((1, 2, 3)) > 0.5})
       >>> params = {"body": jnp.eye(64, 4), "heads": jnp.zeros((4, 2))}
       >>> apply = lambda params, x: {"bright": jnp.tanh(x.reshape(-1, 64) @ params["body"]) @ params["heads"]}
       >>> data = mtl.analysis.corrupted_data(examples, examples, corruptions=["contrast"])
-      >>> found = robustness(apply, params, {"bright": mtl.tasks.classification(2)}, data, epochs=1)
+      >>> found = mtl.analysis.robustness(apply, params, {"bright": mtl.tasks.classification(2)}, data, epochs=1)
       >>> {name: len(severities) for name, severities in found.corrupted.items()}
       {'contrast': 5}
     """
+    if not isinstance(data, CorruptedData) or not isinstance(tasks, Mapping):
+        raise ValueError("robustness takes tasks by name, and data made by corrupted_data(train, test)")
+    some = jax.tree.map(jax.numpy.asarray, data.test.inputs[:1])
+    made = jax.eval_shape(apply, params, some if encode is None else jax.eval_shape(encode, params, some))
+    for what, there in (("the outputs of apply", made), ("the training targets", data.train.targets)):
+        if missing := sorted(set(tasks) - set(there)):
+            raise ValueError(f"robustness: {what} lack the task {', '.join(missing)}; they have {', '.join(there)}")
     measured = measuring(apply, params, tasks, heads=heads, encode=encode, learning_rate=learning_rate)
     return measure(measured, params, data, epochs=epochs, batch_size=batch_size, seed=seed)
 

@@ -41,12 +41,17 @@ class ScaleInvariance(NamedTuple):
         return {group: int(np.argmax(each)) if each.any() else len(each) for group, each in apart.items()}
 
     def verdicts(self) -> dict[str, str]:
-        """By group: "invariant" (equal updates at all steps), "not" (not even at the first) or for how long."""
+        """By group: "invariant" (equal updates at all steps), "not" (not even at the first) or for how long.
 
-        def verdict(steps: int, of: int) -> str:
-            return "invariant" if steps == of else {0: "not", 1: "first step"}.get(steps, f"first {steps} steps")
+        A run whose updates became NaN or infinite says so: "not, not finite from step 8 on".
+        """
 
-        return {group: verdict(steps, len(self.differences[group])) for group, steps in self.agreed().items()}
+        def verdict(group: str, steps: int) -> str:
+            lost = ~np.isfinite(self.differences[group])
+            text = {0: "not", 1: "first step", len(lost): "invariant"}.get(steps, f"first {steps} steps")
+            return f"{text}, not finite from step {int(np.argmax(lost)) + 1} on" if lost.any() else text
+
+        return {group: verdict(group, steps) for group, steps in self.agreed().items()}
 
 
 def scale_invariance(
@@ -99,6 +104,8 @@ def scale_invariance(
     Raises:
       ValueError: if there is no batch or no step, or the scales do not match the tasks or are not positive.
     """
+    if not isinstance(batches, list | tuple) or isinstance(scales, int | float):
+        raise ValueError("scale_invariance takes a list of batches, and a scale for each task")
     count = len(batches) if steps is None else steps
     if not batches or count < 1:
         raise ValueError(f"scale_invariance needs at least one batch and one step, got {len(batches)} and {steps}")
@@ -152,9 +159,19 @@ def plot_scale_invariance(runs: Mapping[str, Mapping[str, ScaleInvariance]], tit
 
     Returns:
       A matplotlib figure. Updates that are equal to the last bit are drawn at the lower edge.
+
+    Raises:
+      ValueError: if `runs` is empty or has one level alone.
+
+    >>> import numpy as np
+    >>> run = ScaleInvariance({"backbone": np.full(5, 0.9)}, {}, {}, 1e-3)
+    >>> [panel.get_title() for panel in plot_scale_invariance({"all trained": {"SGD": run, "Adam": run}}).axes]
+    ['all trained: backbone']
     """
     from matplotlib.figure import Figure
 
+    if not runs or not all(isinstance(row, Mapping) and row for row in runs.values()):
+        raise ValueError("plot_scale_invariance takes results by setting and by name: {'all trained': {'Adam': run}}")
     results = [run for row in runs.values() for run in row.values()]
     groups = sorted(dict.fromkeys(group for run in results for group in run.differences), key=lambda g: g != BACKBONE)
     names = list(dict.fromkeys(name for row in runs.values() for name in row))

@@ -105,8 +105,13 @@ def spread(found: Similarity | Sequence[Similarity]) -> dict[str, Spread]:
 
     Returns:
       By measure: "cosine", "magnitude", "sign_conflict".
+
+    Raises:
+      ValueError: if it is given something else, such as both kinds or all layers together.
     """
     several = [found] if isinstance(found, Similarity) else list(found)
+    if not all(isinstance(each, Similarity) for each in several):
+        raise ValueError("spread takes the similarities of whole gradients or of a layer: found.between_tasks.whole")
 
     def of(measure: str) -> Spread:
         parts = [np.zeros(0)]

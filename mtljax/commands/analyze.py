@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -64,9 +65,12 @@ def scale_invariance(options: argparse.Namespace, overrides: list[str]) -> int:
         runs.setdefault(setting, {})[rule] = run
     out = console(130)
     out.print(table)
+    some = next(iter(runs["all trained"].values()))
     out.print(
-        "In brackets the relative difference of the first updates. Two runs of their own part sooner or later, as "
-        "rounding grows; on the same path, gradients of both are taken at the parameters of the first.",
+        f"Invariant: updates differ by less than {some.tolerance:g} of their length at all of "
+        f"{len(some.differences[BACKBONE])} steps. In brackets the relative difference of the first updates. Two runs "
+        "of their own part sooner or later, as rounding grows; on the same path, gradients of both are taken at the "
+        "parameters of the first.",
         highlight=False,
     )
     title = f"updates with losses scaled by {scales[0]:g} and {scales[1]:g}, against those without"
@@ -88,6 +92,8 @@ def corruptions(options: argparse.Namespace, overrides: list[str]) -> int:
     start, key, count = time.perf_counter(), jax.random.PRNGKey(options.seed), 128
     small = {"num_train": 1, "num_validation": 1, "num_test": max(count, options.image + 1)}
     images = np.asarray(data_sets.load(options.data, **small).splits["test"].inputs)
+    if options.image >= len(images):
+        raise ValueError(f"--image must be less than {len(images)}, the test images of {options.data}")
     table = Table(title=f"how far corruptions move {options.data}: root mean square change of a pixel, white is 1")
     table.add_column("corruption")
     for severity in SEVERITIES:
@@ -157,7 +163,9 @@ def optimizers(options: argparse.Namespace, overrides: list[str]) -> int:
     for problem in problems:
         print(problem, file=sys.stderr)
     if not records:
-        raise ValueError(f"no study in {options.directory}: make one with `mtljax ablate CONFIG`")
+        is_run = (Path(options.directory) / "config.json").is_file()
+        what = f"{options.directory} is a run, not a study" if is_run else f"no study in {options.directory}"
+        raise ValueError(f"{what}: make one with `mtljax ablate CONFIG`")
     summary = summarize(records)
     print(markdown(summary, optimizer_pair(summary, *(options.pair or ()))))
     plots = list(parallel_coordinates(summary, records)) if options.figure is not None else []

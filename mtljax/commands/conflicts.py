@@ -42,6 +42,8 @@ def conflicts(options: argparse.Namespace, overrides: list[str]) -> int:
     """Prints what the probes of some runs saw, an epoch a row; trains those given as configs."""
     start = time.perf_counter()
     directories = []
+    if overrides and not any(Path(given).suffix == ".py" for given in options.runs):
+        raise ValueError(f"{' '.join(overrides)}: fields are overridden in configs, and these are finished runs")
     try:
         for given in options.runs:
             directories.append(_trained(given, overrides) if Path(given).suffix == ".py" else Path(given))

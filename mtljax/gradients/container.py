@@ -57,6 +57,14 @@ class TaskGradients:
     _prepared: Prepared | None = None
     _again: Callable[[PyTree], "TaskGradients"] | None = None
 
+    def _no_arithmetic(self, *_: Any) -> Any:
+        raise TypeError(
+            "these are the gradients of several tasks, not one gradient: put a method, such as mtl.ew(), before the "
+            "other transformations in optax.chain"
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __pow__ = __neg__ = _no_arithmetic
+
     @classmethod
     def from_jacobian(
         cls,

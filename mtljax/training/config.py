@@ -195,14 +195,19 @@ def load_config(path: str | Path) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ValueError(f"{path} is no Python file: {error.msg} in line {error.lineno}") from error
     get_config = getattr(module, "get_config", None)
     try:
         config = get_config() if callable(get_config) else None
     except TypeError as error:  # a misspelt or mistyped field
         raise ValueError(f"{path}: get_config() failed: {error}") from error
     if not dataclasses.is_dataclass(config):
-        raise ValueError(f"{path} must define get_config() returning a TrainConfig or a StudyConfig, got {config!r}")
+        raise ValueError(
+            f"{path} must define get_config() returning a TrainConfig, StudyConfig or ToyConfig, got {config!r}"
+        )
     return config
 
 

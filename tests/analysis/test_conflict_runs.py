@@ -96,9 +96,9 @@ def test_verdicts_follow_the_rule():
     assert epoch.between_tasks["magnitude"].n == 3
 
 
-def write_run(directory, seed, name="digits", **means):
+def write_run(directory, seed, name="digits", batch_size=64, **means):
     directory.mkdir(parents=True)
-    config = to_dict(TrainConfig(name=name, seed=seed))
+    config = to_dict(TrainConfig(name=name, seed=seed, batch_size=batch_size))
     (directory / "config.json").write_text(json.dumps({"config": config, "data_spec": {}}))
     (directory / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in history(seed, **means)))
     return str(directory)
@@ -144,12 +144,15 @@ def test_bad_input_is_one_sentence(tmp_path, capsys):
     again = write_run(tmp_path / "again", 0)
     blind = tmp_path / "blind"
     write_run(blind, 1, epochs=0)
+    other = write_run(tmp_path / "other", 1, batch_size=32)
     config = tmp_path / "config.py"
     config.write_text("from mtljax.analysis.toy import ToyConfig\ndef get_config():\n    return ToyConfig()\n")
     for words, message in (
         ([str(tmp_path)], "holds neither a run (config.json) nor a study (cells/)"),
         ([str(blind)], "was trained without a probe: train it anew with --probe_every=30"),
         ([run, again], "was trained with seed 0 twice"),
+        ([run, other], "are both digits ew, but differ in batch_size: give runs that differ in the seed alone"),
+        ([run, "--epochs=3"], "--epochs=3: fields are overridden in configs, and these are finished runs"),
         ([str(config)], "needs a TrainConfig or a StudyConfig"),
     ):
         assert main(["analyze", "conflicts", *words]) == 2

@@ -195,6 +195,11 @@ def test_a_subsample_is_of_the_examples_and_tasks_asked_for_also_in_jit(network,
     assert (drawn.between_tasks.whole.cosine != probe(*network, jax.random.PRNGKey(6)).between_tasks.whole.cosine).any()
 
 
+def test_spread_of_all_layers_together_is_refused(found):
+    with pytest.raises(ValueError, match=r"found\.between_tasks\.whole"):
+        mtl.analysis.spread(found)
+
+
 def test_spread_counts_each_pair_once_and_puts_steps_together(found):
     whole = found.between_samples.whole
     upper = np.triu_indices(10, 1)

@@ -171,7 +171,7 @@ def test_the_sheet_shows_all_corruptions_with_their_names(digits, monkeypatch):
     monkeypatch.setattr(sheet, "corrupt", lambda key, image, name, severity: image)
     figure = sheet.plot_corruptions(KEY, digits[0])
     titles = {axes.get_title(loc="left") for axes in figure.axes}
-    assert titles == {name.replace("_", " ") for name in names()}
+    assert titles == {f"{name.replace('_', ' ')}: clean, 1 to 5" for name in names()}
     assert figure.axes[0].images[0].get_array().shape == (12, 6 * 13, 3)
 
 

@@ -154,6 +154,8 @@ def test_the_pair_is_found_by_name_or_asked_for(summary):
     assert module.optimizer_pair(summary, "signsgd", "adam") == ("signsgd", "adam")
     with pytest.raises(ValueError, match="did you mean 'adam'"):
         module.optimizer_pair(summary, "adm", "signsgd")
+    with pytest.raises(ValueError, match="the two optimizers to compare are both adam: name two of adam, sgd"):
+        module.optimizer_pair(summary, "adam", "adam")
     alone = summarize([c for c in study() if c["optimizer"] == "adam"])
     with pytest.raises(ValueError, match=r"0 optimizers of this study begin with 'sgd' \(adam\): name the two"):
         module.optimizer_pair(alone)
@@ -183,6 +185,9 @@ def test_the_command_prints_markdown_and_draws(tmp_path, capsys):
     assert figure.is_file()
     assert main(["analyze", "optimizers", str(tmp_path / "none")]) == 2
     assert "no study in" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["analyze", "optimizers", str(tmp_path)]) == 2
+    assert "is a run, not a study" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "count", "programs"), [("multi_mnist", 1230, 25), ("multi_mnist_cpu", 738, 25)])

@@ -55,6 +55,20 @@ def apply(params, images):
     return decode(params, encode(params, images))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": TASKS | {"colour": mtl.tasks.classification(2)}}, "the outputs of apply lack the task colour; they"),
+        ({"tasks": list(TASKS)}, "takes tasks by name, and data made by corrupted_data"),
+        ({"data": ()}, "takes tasks by name, and data made by corrupted_data"),
+    ],
+)
+def test_what_does_not_belong_together_is_one_sentence(data, changes, message):
+    given = {"tasks": TASKS, "data": data} | changes
+    with pytest.raises(ValueError, match=message):
+        robustness(apply, drawn(), **given)
+
+
 def drawn(seed=0):
     keys = jax.random.split(jax.random.PRNGKey(seed), 3)
     heads = {task: 0.1 * jax.random.normal(key, (48, 10)) for task, key in zip(TASKS, keys[1:], strict=True)}

@@ -135,6 +135,20 @@ def test_split_losses_stay_split():
         np.testing.assert_allclose(difference, 0.5, rtol=1e-5)  # CAGrad is homogeneous
 
 
+def test_a_run_that_diverges_says_so():
+    run = ScaleInvariance({"backbone": np.array([1e-9, 1e-9, np.nan]), "head a": np.array([0.9, np.inf])}, {}, {}, 1e-3)
+    assert run.verdicts() == {
+        "backbone": "first 2 steps, not finite from step 3 on",
+        "head a": "not, not finite from step 2 on",
+    }
+
+
+@pytest.mark.parametrize("runs", [{}, {"SGD": ScaleInvariance({}, {}, {}, 1e-3)}, {"all": {}}])
+def test_results_that_are_not_by_setting_and_name_are_refused(runs):
+    with pytest.raises(ValueError, match="results by setting and by name"):
+        mtl.analysis.plot_scale_invariance(runs)
+
+
 def test_runs_are_drawn(tmp_path):
     groups = ("backbone", "head a")
     norms = dict.fromkeys(groups, np.ones((2, 5)))
@@ -162,6 +176,7 @@ def test_runs_are_drawn(tmp_path):
         ({"scales": {"a": 1.0}}, "one scale for each of the tasks a, b, got {'a': 1.0}"),
         ({"scales": (1.0, 2.0, 3.0)}, "one scale for each of the tasks a, b"),
         ({"scales": (1.0, 0.0)}, "must be positive and finite"),
+        ({"scales": 10}, "a list of batches, and a scale for each task"),
         ({"steps": 0}, "at least one batch and one step"),
         ({"frozen": lambda path: True}, "leaves no parameter"),
     ],
@@ -182,7 +197,7 @@ def test_in_the_papers_network_scales_are_learning_rates_of_heads_under_sgd():
 def test_verdicts_say_for_how_long_updates_agree():
     differences = {"a": [0.0, 1e-4], "b": [0.0, 0.1], "c": [0.1, 0.0], "d": [np.nan, 0.0]}
     run = ScaleInvariance({group: np.array(each) for group, each in differences.items()}, {}, {}, 1e-3)
-    assert run.verdicts() == {"a": "invariant", "b": "first step", "c": "not", "d": "not"}
+    assert run.verdicts() == {"a": "invariant", "b": "first step", "c": "not", "d": "not, not finite from step 1 on"}
     run = ScaleInvariance({"e": np.array([0.0, 0.0, 1.0, 0.0])}, {}, {}, 1e-3)
     assert run.agreed() == {"e": 2}
     assert run.verdicts() == {"e": "first 2 steps"}

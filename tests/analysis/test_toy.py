@@ -141,6 +141,13 @@ def test_the_command_on_bad_input_is_one_sentence(words, message, capsys):
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize("name", ["figure.xyz", "figure"])
+def test_a_figure_of_another_kind_is_refused_before_the_work(name, capsys):
+    with pytest.raises(SystemExit):
+        main(["analyze", "scale-invariance", "--figure", name])
+    assert f"'{name}' must end in .png, .pdf or .svg" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("what", ["toy", "scale-invariance"])
 def test_every_analysis_has_help_with_an_example(what, capsys):
     with pytest.raises(SystemExit) as ended:

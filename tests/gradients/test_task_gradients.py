@@ -6,6 +6,7 @@ from collections import Counter
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.interpreters import partial_eval
 from jax.sharding import AxisType
@@ -404,3 +405,10 @@ def test_an_unused_parameter_is_reported_once_and_gets_zero():
 def test_leaves_that_disagree_on_the_tasks_are_refused():
     with pytest.raises(ValueError, match="same leading task axis"):
         TaskGradients.from_jacobian({"a": jnp.ones((2, 3)), "b": jnp.ones((3, 3))})
+
+
+@pytest.mark.parametrize("tx", [optax.adam(1e-3), optax.sgd(1e-3)])
+def test_a_chain_without_a_method_says_what_is_missing(tx):
+    _, grads = mtl.task_gradients(losses_fn, params_of(), batch_of())
+    with pytest.raises(TypeError, match=r"put a method, such as mtl\.ew\(\), before the other"):
+        tx.update(grads, tx.init(params_of()), params_of())

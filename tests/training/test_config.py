@@ -106,3 +106,10 @@ def test_a_missing_or_useless_config_file_says_so(tmp_path, monkeypatch):
     )
     with pytest.raises(ValueError, match=r"bad.py: get_config\(\) failed: .*bacth_size"):
         load_config("bad.py")
+
+
+def test_a_config_that_is_no_python_says_where(tmp_path):
+    path = tmp_path / "bad.py"
+    path.write_text("def get_config(:\n")
+    with pytest.raises(ValueError, match=r"bad\.py is no Python file: .* in line 1"):
+        load_config(path)

@@ -56,6 +56,8 @@ def corrupted_data(
         to 1.
     """
     known = names()
+    if isinstance(corruptions, str):
+        raise ValueError(f"corruptions takes a list of names, such as [{corruptions!r}]")
     if not corruptions:
         raise ValueError(f"corruptions is empty: name at least one of {', '.join(known)}")
     for name in corruptions:

@@ -56,7 +56,7 @@ def plot_corruptions(key: jax.Array, image: np.ndarray) -> "Figure":
         made = [image, *(np.asarray(corrupt(key, image, name, severity)) for severity in SEVERITIES)]
         panel = panels[place % rows, place // rows]
         panel.imshow(_in_a_row(made), cmap="gray", interpolation="nearest")
-        panel.set_title(name.replace("_", " "), fontsize=8, loc="left", pad=2)
+        panel.set_title(f"{name.replace('_', ' ')}: clean, 1 to 5", fontsize=8, loc="left", pad=2)
     for panel in panels.flat:
         panel.axis("off")
     return figure
