@@ -64,7 +64,7 @@ def _labelled(size: int, targets: jax.Array) -> jax.Array:
 def _error(size: int, distance: Callable[[jax.Array], jax.Array], outputs: jax.Array, targets: jax.Array) -> jax.Array:
     outputs, targets = jnp.asarray(outputs), _columns(size, targets)
     if outputs.shape != targets.shape:
-        raise ValueError(f"regression: outputs must have shape (B, {size}), here {targets.shape}, got {outputs.shape}")
+        raise ValueError(f"regression: outputs must have shape {targets.shape}, (B, size), got {outputs.shape}")
     known = ~jnp.isnan(targets)
     # NaN must leave before the subtraction: where() after it would still send 0 * NaN through the gradient.
     difference = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32)) - jnp.where(known, targets, 0)
