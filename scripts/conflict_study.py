@@ -28,6 +28,7 @@ from flax import linen as nn
 import mtljax as mtl
 from mtljax.analysis.conflict_runs import read_runs
 from mtljax.commands.conflicts import show
+from mtljax.commands.output import add_figure
 from mtljax.data import MultiTaskData, from_tfds, tfds_source
 from mtljax.training import DataConfig, MethodConfig, ModelConfig, OptimizerConfig, TrainConfig, train
 from mtljax.training.config import to_dict
@@ -191,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=words[0], epilog=words[-1])
     parser.add_argument("--workdir", default="runs/conflicts", help="directory of the runs (default: runs/conflicts)")
     parser.add_argument("--epochs", type=int, metavar="N", help="of each run (default: 3)")
-    parser.add_argument("--figure", metavar="FILE", help="also draw it, as PNG, PDF or SVG")
+    add_figure(parser)
     options = parser.parse_args(arguments)
     start, directories = time.perf_counter(), []
     for config in (*RUNS, NYU):

@@ -26,7 +26,7 @@ import optax
 import mtljax as mtl
 from mtljax.ablation.statistics import t_interval
 from mtljax.analysis.claims import RULE, Claim, claim, claims_table
-from mtljax.commands.output import save_figure
+from mtljax.commands.output import add_figure, save_figure
 from mtljax.data import MultiTaskData, Split
 from mtljax.markdown import markdown_table
 from mtljax.training import TrainConfig
@@ -198,7 +198,7 @@ def main() -> int:
     parser.add_argument("--data", default="multi_mnist", help="or multi_fashion, fashion_and_mnist")
     parser.add_argument("--epochs", type=int, help="default: those of the config")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--figure", metavar="FILE", help="also draw it, as PNG, PDF or SVG")
+    add_figure(parser)
     options = parser.parse_args()
     start, config = time.perf_counter(), load_config(CONFIG).base
     changes = {"data.name": options.data, "epochs": options.epochs or config.epochs}

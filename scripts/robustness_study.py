@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from mtljax.cli import main
+from mtljax.commands.output import add_figure
 from mtljax.training import DataConfig, MethodConfig, ModelConfig, OptimizerConfig, TrainConfig, train
 from mtljax.training.config import to_dict
 from mtljax.training.loop import load_data
@@ -66,7 +67,7 @@ def run_all(directory: Path) -> list[Path]:
 if __name__ == "__main__":
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--workdir", type=Path, default=Path("runs/robustness"), help="default: runs/robustness")
-    words.add_argument("--figure", help="also draw it")
+    add_figure(words)
     options = words.parse_args()
     try:
         directories = [str(each) for each in run_all(options.workdir)]

@@ -15,7 +15,7 @@ from mtljax.ablation.statistics import SINGLE, Difference, Interval, paired_diff
 from mtljax.ablation.statistics.labels import setting_text
 from mtljax.analysis.claims import NOT_DECIDED, NOT_REPRODUCED, REPRODUCED, verdict
 from mtljax.analysis.epoch_probe import default_every
-from mtljax.training.config import differences
+from mtljax.training.config import differences, setting
 from mtljax.training.logs import METRICS, read_records
 from mtljax.training.workdir import CONFIG
 
@@ -77,7 +77,7 @@ def read_runs(paths: Iterable[str | Path]) -> dict[str, Histories]:
                 raise ValueError(f"{path}: {name} {own} was trained with seed {config['seed']} twice; give one of them")
             found[name, own][config["seed"]] = history
             first, like = configs.setdefault((name, own), (path, config))
-            if changed := [field for field in differences(like, config) if field != "seed"]:
+            if changed := differences(setting(like), setting(config)):
                 raise ValueError(
                     f"{first} and {path} are both {name} {own}, but differ in {', '.join(changed)}: give runs that "
                     "differ in the seed alone, or in the name"
@@ -93,7 +93,7 @@ def _run(path: Path) -> Iterable[tuple[tuple[str, str], Mapping[str, Any], Seque
     config = run["config"]
     history = read_records(path / METRICS)
     if not any(record["split"] == "probe" for record in history):
-        every = default_every(config["model"]["encoder"], len(run["data_spec"].get("tasks", ())))
+        every = default_every(config["model"]["encoder"], len(run.get("data_spec", {}).get("tasks", ())))
         raise ValueError(
             f"{path} was trained without a probe: train it anew with --probe_every={every}, in another --workdir"
         )

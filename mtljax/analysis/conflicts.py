@@ -94,7 +94,7 @@ def sample_conflicts(
       shared: as for `mtl.task_gradients`.
       argnums: which of `args` hold a batch.
       memory: bytes that gradients may take together; one example's, twice, are needed at least. Comparing them takes
-        about three times as much again, but on a CPU, where it is done in blocks.
+        about three times as much again, except on a CPU, where it is done in blocks.
 
     Returns:
       Similarities of both kinds.

@@ -4,7 +4,6 @@ Two optimizers of one study are compared over all methods and settings, as in th
 Settings are chosen on validation; everything shown is measured on test.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,11 +11,8 @@ import numpy as np
 
 from mtljax.ablation.statistics import Row, Summary, pareto, pareto_optimal, undominated_by_others
 from mtljax.ablation.statistics.candidates import SCALARIZATION, SINGLE, frozen
-from mtljax.ablation.statistics.labels import optimizer_text
-from mtljax.ablation.statistics.tables import signed
-from mtljax.analysis.claims import RULE, Claim, claim, claims_table, mean_by_seed
+from mtljax.analysis.claims import Claim, claim, mean_by_seed
 from mtljax.errors import unknown
-from mtljax.markdown import markdown_table
 
 # Δm with SGD minus Δm with Adam in the paper's tables A4 to A7: Cityscapes and NYUv2, each with SegNet and DeepLabV3+.
 PAPER = {
@@ -63,7 +59,7 @@ def optimizer_pair(summary: Summary, first: str = "", second: str = "") -> tuple
     Raises:
       ValueError: if there is no such optimizer, or several that begin so.
     """
-    labels = sorted({row.optimizer for row in _rows(summary)})
+    labels = sorted({row.optimizer for row in method_rows(summary)})
 
     def one(name: str, start: str) -> str:
         if name and name not in labels:
@@ -131,24 +127,24 @@ def pareto_counts_by_seed(
     return counts
 
 
-def best_rows(summary: Summary, pair: tuple[str, str]) -> dict[str, tuple[Row | None, Row | None]]:
+def bestmethod_rows(summary: Summary, pair: tuple[str, str]) -> dict[str, tuple[Row | None, Row | None]]:
     """By method, its row with each of the two optimizers, the setting chosen on validation; None for none."""
     found: dict[str, tuple[Row | None, Row | None]] = {}
-    for name in sorted({row.method for row in _rows(summary)}):
-        own = {row.optimizer: row for row in _rows(summary) if row.method == name and row.seeds}
+    for name in sorted({row.method for row in method_rows(summary)}):
+        own = {row.optimizer: row for row in method_rows(summary) if row.method == name and row.seeds}
         found[name] = own.get(pair[0]), own.get(pair[1])
     return found
 
 
 def claims(summary: Summary, pair: tuple[str, str]) -> list[Claim]:
     """The paper's claims on Adam (the first of the pair) and SGD, each with our paired difference and its verdict."""
-    first, second = map(_short, pair)
+    first, second = map(short, pair)
     full, other = (pareto_counts_by_seed(summary, pair, sense) for sense in ("full", "other"))
     found = [
         claim(f"more runs of {first} than of {second} are Pareto-optimal", *full, paper=_FULL),
         claim(f"more runs of {first} than of {second} are undominated by the other", *other, paper=_OTHER),
     ]
-    rows = best_rows(summary, pair)
+    rows = bestmethod_rows(summary, pair)
     both = {name: (a, b) for name, (a, b) in rows.items() if a is not None and b is not None}
     if both:
         a, b = (mean_by_seed(row.delta_m_by_seed for row in own) for own in zip(*both.values(), strict=True))
@@ -164,10 +160,10 @@ def claims(summary: Summary, pair: tuple[str, str]) -> list[Claim]:
 
 def claims_by_method(summary: Summary, pair: tuple[str, str]) -> list[Claim]:
     """That a method's Δm is lower with the first optimizer than with the second, for each method that has both."""
-    first, second = map(_short, pair)
+    first, second = map(short, pair)
     return [
         _below(f"Δm of {name}: {first} below {second}", a, b, PAPER.get(name, "–"))
-        for name, (a, b) in best_rows(summary, pair).items()
+        for name, (a, b) in bestmethod_rows(summary, pair).items()
         if a is not None and b is not None
     ]
 
@@ -214,70 +210,7 @@ def _dominated(own: Sequence[_Run], others: Sequence[_Run]) -> tuple[list[int], 
     return dominated, seeds
 
 
-def markdown(summary: Summary, pair: tuple[str, str]) -> str:
-    """All of it as Markdown: the counts, the best Δm with the chosen settings, the claims and their verdicts."""
-    counts = pareto_counts(summary, pair)
-    return "\n\n".join(
-        [
-            _counts_table(counts, pair),
-            _best_table(summary),
-            claims_table([[each] for each in claims(summary, pair)], ["paired by seed"]),
-            *_notes(summary, pair, counts),
-            "± half of the 95% t-interval over seeds; of Δm that of the method's runs against the mean of the "
-            "single-task networks, whose own spread is in the report's comparisons with them. Ours: number of runs, "
-            f"{_short(pair[0])} minus "
-            f"{_short(pair[1])}, or difference of Δm in points, positive on the claimed side; the paper: Cityscapes "
-            f"with SegNet and DeepLabV3+, NYUv2 with both. {RULE[0].upper()}{RULE[1:]}.",
-        ]
-    )
-
-
-def _notes(summary: Summary, pair: tuple[str, str], counts: Sequence[MethodCounts]) -> list[str]:
-    """The claims that are counts, without intervals."""
-    notes, each = [], [claim.verdict for claim in claims_by_method(summary, pair)]
-    if each:
-        notes.append(f"Method by method: {', '.join(f'{word} {each.count(word)}' for word in dict.fromkeys(each))}.")
-    for own in counts:
-        if own.method == "ew" and own.runs[pair[0]]:
-            notes.append(
-                f"ew with {pair[0]}: {own.full[pair[0]]} of {own.runs[pair[0]]} settings are Pareto-optimal (the "
-                "paper: one or two in 3 of its 4 setups)."
-            )
-    dominated, seeds = dominated_seeds(summary, pair)
-    if seeds:
-        notes.append(
-            f"ew with {pair[0]} is dominated by a run of a specialised method with {pair[1]} in {len(dominated)} of "
-            f"{len(seeds)} seeds (the paper: in none of its setups)."
-        )
-    dominated, seeds = dominating_seeds(summary, pair)
-    if seeds:
-        notes.append(
-            f"adatask dominates ew, both with {pair[0]}, in {len(dominated)} of {len(seeds)} seeds (the paper: in "
-            "almost all cases)."
-        )
-    return notes
-
-
-def _counts_table(counts: Sequence[MethodCounts], pair: tuple[str, str]) -> str:
-    """Tables 2 and A2 in one."""
-    names = list(map(_short, pair))
-    heads = ["method", *(f"{n} runs" for n in names), *(f"{n} Pareto-optimal" for n in names)]
-    heads += [f"{a} undominated by {b}" for a, b in (names, names[::-1])]
-    lines = [[c.method, *(str(by[o]) for by in (c.runs, c.full, c.other) for o in pair)] for c in counts]
-    return markdown_table(heads, lines)
-
-
-def _best_table(summary: Summary) -> str:
-    """Tables A4 to A7: the best Δm of every method with every optimizer."""
-    lines = []
-    for row in sorted(_rows(summary), key=lambda row: (row.method, row.optimizer)):
-        change = row.delta_m
-        width, std = (f"{x:.2f}" if math.isfinite(x) else "–" for x in (change.half_width, change.std))
-        lines.append([row.method, optimizer_text(row), f"{signed(change.mean)} ± {width}", std, str(change.n)])
-    return markdown_table(["method", "optimizer, learning rate chosen", "Δm %", "std over seeds", "seeds"], lines)
-
-
-def _short(label: str) -> str:
+def short(label: str) -> str:
     """An optimizer without its options."""
     return label.partition("(")[0]
 
@@ -286,14 +219,14 @@ def _below(text: str, low: Row, high: Row, paper: str) -> Claim:
     return claim(text, low.delta_m_by_seed, high.delta_m_by_seed, paper=paper, lower=True)
 
 
-def _rows(summary: Summary) -> list[Row]:
+def method_rows(summary: Summary) -> list[Row]:
     """Those of the methods: neither one network a task nor tuned scalarization."""
     return [row for row in summary.rows if row.kind != SINGLE and row.role != SCALARIZATION]
 
 
 def _runs(summary: Summary, pair: tuple[str, str], over: str) -> list[_Run]:
     """The methods' runs with the two optimizers whose metrics are finite."""
-    conditions = {frozen(row.condition) for row in _rows(summary)}
+    conditions = {frozen(row.condition) for row in method_rows(summary)}
     if len(conditions) > 1:
         raise ValueError(
             f"the study compares {len(conditions)} conditions, but optimizers are compared under one: make a study of "

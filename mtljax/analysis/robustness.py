@@ -106,7 +106,7 @@ def robustness(
     """
     if not isinstance(data, CorruptedData) or not isinstance(tasks, Mapping):
         raise ValueError("robustness takes tasks by name, and data made by corrupted_data(train, test)")
-    some = jax.tree.map(jax.numpy.asarray, data.test.inputs[:1])
+    some = jnp.asarray(data.test.inputs[:1])
     made = jax.eval_shape(apply, params, some if encode is None else jax.eval_shape(encode, params, some))
     for what, there in (("the outputs of apply", made), ("the training targets", data.train.targets)):
         if missing := sorted(set(tasks) - set(there)):

@@ -25,7 +25,7 @@ from mtljax.analysis.robustness import (
     measuring,
 )
 from mtljax.tasks import Task
-from mtljax.training.config import TrainConfig, differences, to_dict
+from mtljax.training.config import TrainConfig, differences, setting, to_dict
 from mtljax.training.logs import finite, write_atomically
 from mtljax.training.loop import load_data
 from mtljax.training.workdir import Loaded, load, read_config
@@ -148,7 +148,7 @@ def labels(runs: Sequence[Run]) -> dict[Path, str]:
         groups.setdefault(run.config.method.name, []).append(run)
     found, seen = {}, {}
     for method, members in groups.items():
-        configs = [_compared(run.config) for run in members]
+        configs = [setting(to_dict(run.config)) for run in members]
         fields = sorted({name for config in configs for name in differences(configs[0], config)})
         for run, config in zip(members, configs, strict=True):
             values = ", ".join(f"{name.rpartition('.')[2]} {_field(config, name)}" for name in fields)
@@ -159,13 +159,6 @@ def labels(runs: Sequence[Run]) -> dict[Path, str]:
             seen[label, run.config.seed] = run.directory
             found[run.directory] = label
     return found
-
-
-def _compared(config: TrainConfig) -> dict[str, Any]:
-    values = to_dict(config)
-    hidden = {"name", "seed", "checkpoints", "tensorboard", "log_every", "evaluate_every", "devices", "parallel"}
-    hidden |= {"probe_every", "probe_samples", "test_curve"}
-    return {name: value for name, value in values.items() if name not in hidden}
 
 
 def _field(config: Mapping[str, Any], path: str) -> Any:

@@ -155,7 +155,8 @@ def optimizers(options: argparse.Namespace, overrides: list[str]) -> int:
     from mtljax.ablation.report import read_cells
     from mtljax.ablation.report.parallel import parallel_coordinates
     from mtljax.ablation.statistics import summarize
-    from mtljax.analysis.optimizers import markdown, optimizer_pair
+    from mtljax.analysis.optimizer_tables import markdown
+    from mtljax.analysis.optimizers import optimizer_pair
 
     del overrides
     start = time.perf_counter()

@@ -1,5 +1,6 @@
 """What the commands print, and the exit status of one that a signal ended."""
 
+import argparse
 import signal
 import sys
 from collections.abc import Callable
@@ -29,6 +30,17 @@ def metrics_table(splits: dict[str, dict[str, dict[str, float]]]) -> Table:
         values = (splits[split][task].get(metric) for split, metric in columns)
         table.add_row(task, *("–" if value is None else f"{value:.4f}" for value in values))
     return table
+
+
+def add_figure(parser: argparse.ArgumentParser) -> None:
+    """Adds `--figure`; what cannot be drawn is refused before the work."""
+
+    def path(text: str) -> str:
+        if not text.lower().endswith((".png", ".pdf", ".svg")):
+            raise argparse.ArgumentTypeError(f"{text!r} must end in .png, .pdf or .svg")
+        return text
+
+    parser.add_argument("--figure", type=path, metavar="FILE", help="also draw it: a file in .png, .pdf or .svg")
 
 
 def save_figure(draw: Callable[[], Any], path: str, dpi: int = 150) -> None:

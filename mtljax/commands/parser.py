@@ -2,6 +2,8 @@
 
 import argparse
 
+from mtljax.commands.output import add_figure
+
 
 def parser() -> argparse.ArgumentParser:
     """The words each command takes, and in `run` the module and function that carry it out."""
@@ -100,7 +102,7 @@ def _add_analyses(analyze: argparse.ArgumentParser) -> None:
         text, last = help_text[0].upper() + help_text[1:] + ".", f"example: mtljax analyze {name} {example}"
         sub = kinds.add_parser(name, help=help_text, description=text, epilog=last, allow_abbrev=False)
         sub.set_defaults(run=f"analyze:{name.replace('-', '_')}")
-        sub.add_argument("--figure", type=_figure, metavar="FILE", help="also draw it: a file in .png, .pdf or .svg")
+        add_figure(sub)
         return sub
 
     toy = kind(
@@ -165,9 +167,3 @@ def _add_analyses(analyze: argparse.ArgumentParser) -> None:
     robust.add_argument("--learning_rate", type=float, metavar="X", help="of the fine-tuning's Adam (0.001)")
     robust.add_argument("--seed", type=int, metavar="N", help="of the corruptions (0)")
     robust.add_argument("--force", action="store_true", help="measure again what is kept")
-
-
-def _figure(path: str) -> str:
-    if not path.lower().endswith((".png", ".pdf", ".svg")):
-        raise argparse.ArgumentTypeError(f"{path!r} must end in .png, .pdf or .svg")
-    return path

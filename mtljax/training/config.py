@@ -5,6 +5,7 @@ import difflib
 import importlib.util
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -217,6 +218,13 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
         keys = sorted(a.keys() | b.keys())
         return [name for key in keys for name in differences(a.get(key), b.get(key), f"{path}{key}.")]
     return [] if a == b else [path.rstrip(".")]
+
+
+def setting(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A `to_dict` result without the name, the seed and what changes nothing in training but rounding."""
+    hidden = {"name", "seed", "checkpoints", "tensorboard", "log_every", "evaluate_every", "devices", "parallel"}
+    hidden |= {"probe_every", "probe_samples", "test_curve"}
+    return {name: value for name, value in values.items() if name not in hidden}
 
 
 def _jsonable(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Runs that were probed: read, put together over seeds, judged by the stated rule, printed and drawn."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,6 +148,13 @@ def test_bad_input_is_one_sentence(tmp_path, capsys):
     other = write_run(tmp_path / "other", 1, batch_size=32)
     config = tmp_path / "config.py"
     config.write_text("from mtljax.analysis.toy import ToyConfig\ndef get_config():\n    return ToyConfig()\n")
+    config_path = Path(again) / "config.json"
+    record = json.loads(config_path.read_text())
+    record["config"] |= {"seed": 2, "tensorboard": False}  # which changes nothing in training
+    (tmp_path / "third").mkdir()
+    (tmp_path / "third" / "config.json").write_text(json.dumps(record))
+    (tmp_path / "third" / "metrics.jsonl").write_text((Path(again) / "metrics.jsonl").read_text())
+    assert sorted(read_runs([run, tmp_path / "third"])["digits"]) == [0, 2]
     for words, message in (
         ([str(tmp_path)], "holds neither a run (config.json) nor a study (cells/)"),
         ([str(blind)], "was trained without a probe: train it anew with --probe_every=30"),
