@@ -1,100 +1,67 @@
-"""mtljax: multi-task learning methods as optax transformations, and honest ablations of them, in JAX."""
+"""mtljax: multi-task learning methods as optax transformations, and honest ablations of them, in JAX.
 
-from mtljax import analysis, data, methods, models, tasks
-from mtljax.gradients import Gramian, TaskGradients, accumulate, explain, split, task_gradients
-from mtljax.methods import (
-    adatask,
-    aligned_mtl,
-    bmtl,
-    cagrad,
-    conflict_free,
-    db_mtl,
-    dualproj,
-    dwa,
-    emtl,
-    ew,
-    excess_mtl,
-    fairgrad,
-    famo,
-    fs_mtl,
-    gls,
-    graddrop,
-    gradnorm,
-    gradvac,
-    imtl,
-    imtl_g,
-    imtl_l,
-    mgda,
-    moco,
-    modo,
-    mtl_io,
-    nash_mtl,
-    pcgrad,
-    per_task,
-    rlw,
-    scalarization,
-    sdmgrad,
-    si,
-    slaw,
-    stch,
-    task_weights,
-    upgrad,
-    uw,
-    uw_o,
+`import mtljax` loads gradients and methods alone, which need jax, optax and numpy. The laboratory (`analysis`, `data`,
+`models`, `tasks`, `training`, `ablation`, `load`) is imported at its first use.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mtljax import gradients, methods
+from mtljax.gradients import (
+    GradientFunction,
+    Gramian,
+    IndependentBatches,
+    TaskGradients,
+    accumulate,
+    explain,
+    split,
+    task_gradients,
+    value_and_grad,
 )
-from mtljax.training import load
+from mtljax.methods import per_task, task_weights
+from mtljax.methods.index import *  # noqa: F403
+
+if TYPE_CHECKING:
+    from mtljax import ablation, analysis, data, models, tasks, training
+    from mtljax.training import load
 
 __version__ = "0.1.0"
 
+_LABORATORY = ("ablation", "analysis", "data", "models", "tasks", "training")
+
 __all__ = [
+    "GradientFunction",
     "Gramian",
+    "IndependentBatches",
     "TaskGradients",
+    "ablation",
     "accumulate",
-    "adatask",
-    "aligned_mtl",
     "analysis",
-    "bmtl",
-    "cagrad",
-    "conflict_free",
     "data",
-    "db_mtl",
-    "dualproj",
-    "dwa",
-    "emtl",
-    "ew",
-    "excess_mtl",
     "explain",
-    "fairgrad",
-    "famo",
-    "fs_mtl",
-    "gls",
-    "graddrop",
-    "gradnorm",
-    "gradvac",
-    "imtl",
-    "imtl_g",
-    "imtl_l",
+    "gradients",
     "load",
     "methods",
-    "mgda",
-    "moco",
     "models",
-    "modo",
-    "mtl_io",
-    "nash_mtl",
-    "pcgrad",
     "per_task",
-    "rlw",
-    "scalarization",
-    "sdmgrad",
-    "si",
-    "slaw",
     "split",
-    "stch",
     "task_gradients",
     "task_weights",
     "tasks",
-    "upgrad",
-    "uw",
-    "uw_o",
+    "training",
+    "value_and_grad",
+    *methods.names(),
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LABORATORY:
+        return importlib.import_module(f"mtljax.{name}")
+    if name == "load":
+        return importlib.import_module("mtljax.training").load
+    raise AttributeError(f"module 'mtljax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

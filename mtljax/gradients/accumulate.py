@@ -1,14 +1,15 @@
 """The losses of a large batch as a mean over microbatches, with the memory of one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mtljax.gradients.choice import contains_convolution
 from mtljax.gradients.features import SplitLosses
+from mtljax.gradients.inspection import contains_convolution
 
 PyTree: TypeAlias = Any
 
@@ -19,8 +20,10 @@ def accumulate(
     """Cuts the batch of a losses function into microbatches and averages over them.
 
     Gradients of the result, in every mode and for every method, are those of the whole batch where each loss is a mean
-    over examples. Activations live for one microbatch at a time: they are computed again in the backward pass, which
-    costs one more forward pass (in mode "loop" one a task). Batch statistics are those of each microbatch, averaged.
+    over examples, or a pair (sum, count), which is exact however labels are spread. A mean over a task's labels alone
+    is not: every microbatch then counts alike, however few labels it has. Activations live for one microbatch at a
+    time: they are computed again in the backward pass, which costs one more forward pass (in mode "loop" one a task).
+    Batch statistics are those of each microbatch, averaged.
 
     >>> import jax, jax.numpy as jnp, mtljax as mtl
     >>> losses_fn = lambda p, x: {"left": jnp.mean((x @ p) ** 2), "right": jnp.mean(jnp.abs(x @ p))}
@@ -52,12 +55,14 @@ def accumulate(
     if isinstance(losses_fn, SplitLosses):
         encode, heads = losses_fn.encode, losses_fn.heads
         return SplitLosses(
-            lambda params, *args: _each(encode, count, unroll, params, args, argnums),
-            lambda params, z, *args: _mean(
-                _each(heads, count, unroll, params, (z, *args), (0, *_after(argnums)), stacked=(0,))
+            lambda params, *args, **kwargs: _each(partial(encode, **kwargs), count, unroll, params, args, argnums),
+            lambda params, z, *args, **kwargs: _whole(
+                _each(partial(heads, **kwargs), count, unroll, params, (z, *args), (0, *_after(argnums)), stacked=(0,))
             ),
         )
-    return lambda params, *args: _mean(_each(losses_fn, count, unroll, params, args, argnums))
+    return lambda params, *args, **kwargs: _whole(
+        _each(partial(losses_fn, **kwargs), count, unroll, params, args, argnums)
+    )
 
 
 def _each(
@@ -99,6 +104,17 @@ def _cut(batch: PyTree, count: int) -> PyTree:
         return leaf.reshape(count, leaf.shape[0] // count, *leaf.shape[1:])
 
     return jax.tree.map(cut, batch)
+
+
+def _whole(stacked: PyTree) -> PyTree:
+    """Losses, or losses and aux, of the whole batch from those of its microbatches."""
+    losses, *aux = stacked if isinstance(stacked, tuple) else (stacked,)
+    if isinstance(losses, Mapping):
+        losses = {
+            task: tuple(jnp.sum(part, axis=0) for part in loss) if isinstance(loss, tuple) else _mean(loss)
+            for task, loss in losses.items()
+        }
+    return (losses, *_mean(aux)) if aux else losses
 
 
 def _mean(stacked: PyTree) -> PyTree:

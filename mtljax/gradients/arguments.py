@@ -1,12 +1,15 @@
 """What callers pass, checked and brought into one form."""
 
+import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.interpreters import partial_eval
+from jax import lax
+
+from mtljax.gradients.choice import listed
 
 PyTree: TypeAlias = Any
 Mask: TypeAlias = Callable[[tuple[Any, ...]], bool] | PyTree
@@ -44,55 +47,159 @@ def loss_vector(
     return vector
 
 
-def checked_names(losses: Any) -> tuple[str, ...]:
-    """The sorted names of a dict of scalar losses, or a ValueError that says what is wrong with it."""
+class Values(NamedTuple):
+    """The losses of a batch.
+
+    Attributes:
+      tasks: sorted names.
+      losses: K scalars in that order.
+      present: (K,) bools, whether a task has a label; None where no loss says so.
+    """
+
+    tasks: tuple[str, ...]
+    losses: tuple[jax.Array, ...]
+    present: jax.Array | None
+
+
+def evaluated(losses: Any, axis_name: Any = None) -> Values:
+    """The dict that a losses function returned, checked.
+
+    Args:
+      losses: dict of scalars, or of pairs (sum, count): such a loss is the sum over the count, both over all of the
+        axis, and a task whose count is 0 is absent.
+      axis_name: axis that the batch is spread over.
+
+    Raises:
+      ValueError: if it is no such dict.
+    """
     if not isinstance(losses, Mapping) or not len(losses):
         what = "an empty dict" if isinstance(losses, Mapping) else f"a {type(losses).__name__}"
         raise ValueError(
             f"losses_fn returned {what}, expected a dict of scalar losses, one a task, e.g. "
             '{"left": loss_left, "right": loss_right}'
         )
+    values, counts = {}, {}
     for name, loss in losses.items():
         if not isinstance(name, str):
             raise ValueError(f"task names must be strings, got {name!r}")
-        if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+        if isinstance(loss, tuple) and len(loss) == 2:
+            total, count = (_scalar(name, part) for part in loss)
+            count = lax.stop_gradient(count)
+            counts[name] = count if axis_name is None else lax.pmean(count, axis_name)
+            loss = total / jnp.where(counts[name] > 0, counts[name], 1).astype(total.dtype)
+        values[name] = _scalar(name, loss)
+        if not jnp.issubdtype(values[name].dtype, jnp.floating):
             raise ValueError(
-                f"the loss of task {name!r} has shape {tuple(jnp.shape(loss))} and dtype {jnp.result_type(loss)}, "
-                "expected a floating point scalar: reduce it, e.g. with jnp.mean"
+                f"the loss of task {name!r} has dtype {values[name].dtype}, expected a floating point scalar"
             )
-    return tuple(sorted(losses))
+    tasks = tuple(sorted(values))
+    present = jnp.stack([counts[name] > 0 if name in counts else jnp.bool_(True) for name in tasks]) if counts else None
+    return Values(tasks, tuple(values[name] for name in tasks), present)
 
 
-def check_floating(params: PyTree) -> None:
-    """Raises ValueError when a parameter is no floating point array."""
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise ValueError(
-                f"parameter {jax.tree_util.keystr(path)} has dtype {jnp.result_type(leaf)}, expected floating point: "
-                "keep counters and other integers out of params"
-            )
+def _scalar(name: str, value: Any) -> jax.Array:
+    leaves = jax.tree_util.tree_flatten_with_path(value)[0]
+    if len(leaves) != 1 or leaves[0][0]:
+        path = f"[{name!r}]" + (jax.tree_util.keystr(leaves[0][0]) if leaves else "")
+        raise ValueError(
+            f"the loss of task {name!r} is a {type(value).__name__} of {len(leaves)} values, the first at {path}: "
+            "each task has one scalar, or a pair (sum, count); flatten nested dicts, e.g. to 'scene/depth'"
+        )
+    if jnp.shape(value) != ():
+        raise ValueError(
+            f"the loss of task {name!r} has shape {tuple(jnp.shape(value))} and dtype {jnp.result_type(value)}, "
+            "expected a floating point scalar: reduce it, e.g. with jnp.mean"
+        )
+    return jnp.asarray(value)
 
 
-def leaf_dependence(jaxpr: Any) -> list[tuple[int, ...]]:
-    """For each input of the jaxpr of a linear map, the indices of the outputs that depend on it.
+def differentiable(params: PyTree) -> PyTree:
+    """The parameters that have a gradient: params with None in place of the fields of modules that are no arrays.
 
-    Read off linearized losses: they hold no side effects (a jax.debug.print of a head's output is no dependence), and
-    nothing behind stop_gradient.
+    A float in a dict, list or tuple becomes an array, as in `jax.grad`.
+
+    Raises:
+      ValueError: if an array is no floating point, or anything in a dict, list or tuple is neither array nor float.
     """
-    outputs = range(len(jaxpr.outvars))
-    used = [partial_eval.dce_jaxpr(jaxpr, [j == k for j in outputs])[1] for k in outputs]
-    return [tuple(k for k in outputs if used[k][i]) for i in range(len(jaxpr.invars))]
+    fields = {path for path, _ in _fields(params)}
+
+    def checked(path: tuple[Any, ...], leaf: Any) -> Any:
+        if not hasattr(leaf, "dtype"):
+            if path in fields:
+                return None
+            if isinstance(leaf, float):
+                return jnp.asarray(leaf)
+        kind = f"dtype {leaf.dtype}" if hasattr(leaf, "dtype") else f"type {type(leaf).__name__}"
+        if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"parameter {jax.tree_util.keystr(path) or 'params'} has {kind}, expected floating point arrays: keep "
+                "counters and other constants out of params, as further arguments of losses_fn"
+            )
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(checked, params)
 
 
-def warn_unused(params: PyTree, leaf_tasks: Sequence[tuple[int, ...]]) -> None:
-    """Warns of parameters that no loss depends on."""
-    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-    unused = [jax.tree_util.keystr(path) for path, tasks in zip(paths, leaf_tasks, strict=True) if not tasks]
+def _fields(node: Any, path: tuple[Any, ...] = (), inside: bool = False) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """The leaves of modules, such as equinox's: of any node that is no dict, list or tuple."""
+    children = jax.tree_util.default_registry.flatten_one_level_with_keys(node)
+    if children is None:
+        if inside:
+            yield path, node
+        return
+    inside = inside or not isinstance(node, (Mapping, list, tuple))
+    for key, child in children[0]:
+        yield from _fields(child, (*path, key), inside)
+
+
+def merged(differentiated: PyTree, params: PyTree) -> PyTree:
+    """The whole of params, with the values of those that have a gradient."""
+    return jax.tree.map(
+        lambda new, old: old if new is None else new, differentiated, params, is_leaf=lambda leaf: leaf is None
+    )
+
+
+def warn_unused(paths: Sequence[str], leaf_tasks: Sequence[tuple[int, ...]], trainable: PyTree) -> None:
+    """Warns of trainable parameters that no loss depends on."""
+    every = zip(paths, leaf_tasks, jax.tree.leaves(trainable), strict=True)
+    unused = [path for path, tasks, trained in every if trained and not tasks]
     if unused:
-        warnings.warn(
-            f"no loss depends on the parameter{'s' if len(unused) > 1 else ''} {', '.join(unused)}: "
-            "the gradient there is zero",
-            stacklevel=3,
+        _warn(
+            f"no loss depends on the parameter{'s' if len(unused) > 1 else ''} {listed(unused)}: "
+            "the gradient there is zero"
+        )
+
+
+def warn_common_terms(paths: Sequence[str]) -> None:
+    """Warns of parameters that a term in every loss makes shared."""
+    if paths:
+        _warn(
+            f"{listed(paths)} would belong to one task, but a term in every loss, such as an L2 penalty, makes "
+            "them shared parameters: pass that term as regularizer= of mtl.value_and_grad, put "
+            "optax.add_decayed_weights behind the method, or pass shared="
+        )
+
+
+def _warn(message: str) -> None:
+    """Warns as if from the caller of mtljax, so that one place in a program warns once."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("mtljax", "jax.", "jax_")):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level - 1)
+
+
+def check_dependent(tasks: tuple[str, ...], leaf_tasks: Sequence[tuple[int, ...]]) -> None:
+    """Refuses a loss without a parameter: what is shared would change with the batch.
+
+    Raises:
+      ValueError: if there is one, with several tasks.
+    """
+    constant = [task for k, task in enumerate(tasks) if not any(k in each for each in leaf_tasks)]
+    if constant and len(tasks) > 1:
+        raise ValueError(
+            f"the loss of task {constant[0]!r} depends on no parameter, so that what is shared cannot be found from this "
+            "computation: mask the loss of a batch without labels by jnp.where (or return a pair (sum, count) with count "
+            "0) in place of a constant, or pass shared= (a predicate on the key path, or a pytree of bools)"
         )
 
 

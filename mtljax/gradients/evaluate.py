@@ -5,32 +5,28 @@ weighted sum) is a transposition of that linear map, made only when a method ask
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from mtljax.gradients.arguments import (
-    Mask,
-    check_floating,
-    checked_names,
-    leaf_dependence,
-    shared_mask,
-    subset_mask,
-    warn_unused,
-)
-from mtljax.gradients.choice import MODES, Mode, choose, contains_convolution
+from mtljax.gradients import arguments
+from mtljax.gradients.arguments import Mask
+from mtljax.gradients.backward import Backward, Scattered, Subset, TwoPass
+from mtljax.gradients.choice import MODES, Mode, choose
 from mtljax.gradients.container import TaskGradients
-from mtljax.gradients.features import Halves, SplitLosses, linearize_halves, prepare_features
-from mtljax.gradients.linearized import Linearized, mean, varying
-from mtljax.gradients.prepared import Prepared, prepare_scattered, prepare_subset, prepare_two_pass
+from mtljax.gradients.engine import Layout, PyTree, mean, varying
+from mtljax.gradients.features import Features, SplitLosses, linearize_split
+from mtljax.gradients.inspection import (
+    contains_convolution,
+    contains_custom_vjp,
+    leaf_dependence,
+    leaves_of_common_terms,
+    repeated_leaves,
+)
 
-PyTree: TypeAlias = Any
 Reduce: TypeAlias = Literal["mean", "scatter"]
-
-# Up to which gradients lie apart: faster for 2 tasks, no slower for 3, 4 not measured; the products grow with K * K.
-FEW_TASKS = 4
 
 
 def task_gradients(
@@ -39,10 +35,12 @@ def task_gradients(
     *args: Any,
     shared: Mask = None,
     subset: Mask = None,
+    trainable: Mask = None,
     mode: Mode = "auto",
     axis_name: Any = None,
     reduce: Reduce = "mean",
     has_aux: bool = False,
+    **kwargs: Any,
 ) -> tuple[Any, TaskGradients]:
     """Evaluates the task losses once and prepares their gradients, one a task.
 
@@ -53,9 +51,11 @@ def task_gradients(
     [[16.0, -32.0], [-32.0, 64.0]]
 
     Args:
-      losses_fn: `losses_fn(params, *args)` returns a dict of scalar losses, one a task, or with `has_aux` a pair
-        `(losses, aux)`.
-      params: pytree of floating point arrays.
+      losses_fn: `losses_fn(params, *args, **kwargs)` returns a dict of losses, one a task, or with `has_aux` a pair
+        `(losses, aux)`. A loss is a floating point scalar, or a pair (sum, count) that stands for sum / count: both
+        are then summed over `axis_name` and the parts of `accumulate` before they are divided, where the mean of means
+        would weigh each label by how few others are near it; and a task whose count is 0 is absent.
+      params: pytree of floating point arrays. Fields of modules (as equinox's) that are no arrays are left alone.
       *args: passed on to `losses_fn`, not differentiated.
       shared: which parameters are shared: a predicate on the key path (as in `jax.tree_util.tree_map_with_path`), or a
         pytree of bools like params. None finds it from the computation: a leaf is shared when two or more losses depend
@@ -63,15 +63,18 @@ def task_gradients(
       subset: which of the shared parameters enter the Gramian, told as for `shared`: with the last layers alone, K
         short backward passes and one whole one. An approximation, as in GradNorm: the weights are those of other
         gradients. None means all.
+      trainable: which parameters are trained, told as for `shared`; None means all. The others are constants: their
+        gradient is 0 and they enter no Gramian. Freezing behind the method instead would leave them in it.
       mode: how K gradients are computed; `mtl.explain` tells what "auto" chooses and why.
         "jacrev": one vectorised backward pass, as in `jax.jacrev`.
         "loop": K backward passes after one forward pass.
         "two_pass": the Gramian from one gradient at a time, then one backward pass of the weighted sum: the memory of
-        one gradient in place of K, for K more forward-mode passes. Its products have the network's own precision: with
-        bfloat16 or TF32 three digits of a cosine, where the other modes take them in float32 at least.
+        one gradient in place of K, for K more forward-mode passes, which a `jax.custom_vjp` forbids. Its products have
+        the network's own precision: with bfloat16 or TF32 three digits of a cosine, where the other modes take them in
+        float32 at least.
         "features": the Gramian of the gradients at the shared representation, then one backward pass of the encoder:
         the cost of the summed loss, and other weights than those of the parameters' gradients, so never chosen by
-        "auto". `losses_fn` must come from `mtl.split`.
+        "auto". `losses_fn` must come from `mtl.split`, which says where it sees no conflict.
         Methods that read the whole Jacobian, or inner products across batches, get it exact in every mode.
       axis_name: name of a pmap, shard_map or vmap axis: losses and gradients are averaged over it before anything
         nonlinear happens to them.
@@ -79,74 +82,98 @@ def task_gradients(
         moves (K+1)P: each device keeps a part of every gradient, the parts' Gramians are added, one gradient is
         gathered.
       has_aux: whether `losses_fn` returns `(losses, aux)`.
+      **kwargs: passed on to `losses_fn`, not differentiated.
 
     Returns:
       `(losses, grads)`, or `((losses, aux), grads)` with `has_aux`: the dict of losses and the lazy gradients.
 
     Raises:
-      ValueError: if `losses_fn` returns no dict, an empty one, or a loss that is no floating point scalar; if `mode`
-        is unknown or does not go with the losses or `reduce`; if `shared` or `subset` does not match params.
+      ValueError: if `losses_fn` returns no dict, an empty one, or a loss that is no floating point scalar; if a loss
+        depends on no parameter where what is shared is to be found; if `mode` is unknown or does not go with the losses
+        or `reduce`; if `shared`, `subset` or `trainable` does not match params.
     """
     _check_mode(losses_fn, mode, subset, axis_name, reduce)
-    check_floating(params)
-    params = varying(params, axis_name)
-    names: tuple[str, ...] = ()
+    whole = params
+    params = varying(arguments.differentiable(params), axis_name)
+    trained = (
+        jax.tree.map(lambda _: True, params) if trainable is None else arguments.mask("trainable", trainable, params)
+    )
+    tasks: tuple[str, ...] = ()
+
+    def prepared(params: PyTree) -> PyTree:
+        frozen = jax.tree.map(lambda leaf, train: leaf if train else lax.stop_gradient(leaf), params, trained)
+        return arguments.merged(frozen, whole)
 
     def flat(result: Any) -> tuple[tuple[jax.Array, ...], Any]:
-        nonlocal names
+        nonlocal tasks
         losses, aux = result if has_aux else (result, None)
-        names = checked_names(losses)
-        return tuple(jnp.asarray(losses[name]) for name in names), aux
+        tasks, values, present = arguments.evaluated(losses, axis_name)
+        return values, (aux, present)
 
+    halves: dict[str, Any] | None = None
     if mode == "features" and isinstance(losses_fn, SplitLosses):
-        values, halves, aux = linearize_halves(losses_fn, params, args, flat)
-        linear = halves.composed
+        both = SplitLosses(
+            lambda p, *a, **k: losses_fn.encode(prepared(p), *a, **k),
+            lambda p, z, *a, **k: losses_fn.heads(prepared(p), z, *a, **k),
+        )
+        losses, linear, halves, (aux, present) = linearize_split(both, params, flat, *args, **kwargs)
     else:
-        values, linear, aux = jax.linearize(lambda p: flat(losses_fn(p, *args)), params, has_aux=True)
-        halves = None
+        evaluate = lambda p: flat(losses_fn(prepared(p), *args, **kwargs))  # noqa: E731
+        losses, linear, (aux, present) = jax.linearize(evaluate, params, has_aux=True)
     jaxpr = jax.make_jaxpr(linear)(params).jaxpr
     leaf_tasks = leaf_dependence(jaxpr)
-    warn_unused(params, leaf_tasks)
-    mask = shared_mask(shared, params, leaf_tasks, len(names))
-    chosen = mask if subset is None else subset_mask(subset, params, mask)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    arguments.warn_unused(paths, leaf_tasks, trained)
+    if shared is None:
+        arguments.check_dependent(tasks, leaf_tasks)
+        arguments.warn_common_terms([paths[i] for i in leaves_of_common_terms(jaxpr)])
+    mask = arguments.shared_mask(shared, params, leaf_tasks, len(tasks))
+    layout = Layout(
+        mask, mask if subset is None else arguments.subset_mask(subset, params, mask), tuple(leaf_tasks), len(tasks)
+    )
     choice = choose(
         mode,
-        num_tasks=len(names),
+        num_tasks=len(tasks),
         shared_bytes=sum(leaf.nbytes for leaf, keep in zip(*map(jax.tree.leaves, (params, mask)), strict=True) if keep),
         convolutions=contains_convolution(jaxpr),
+        custom_vjp=contains_custom_vjp(jaxpr),
         scatter=reduce == "scatter",
+        repeated=tuple(paths[i] for i in repeated_leaves(jaxpr, leaf_tasks)) if len(tasks) > 1 else (),
     )
-    linearized = Linearized(
-        losses_fn=lambda p: flat(losses_fn(p, *args))[0],
-        linear=linear,
-        params=params,
-        tasks=names,
-        dtypes=tuple(value.dtype for value in values),
-        passes=choice.passes,
-        axis_name=axis_name,
-    )
-    values = mean(values, axis_name)
+    attributes: dict[str, Any] = {
+        "layout": layout,
+        "losses_fn": lambda p: flat(losses_fn(prepared(p), *args, **kwargs))[0],
+        "linear": linear,
+        "params": params,
+        "dtypes": tuple(loss.dtype for loss in losses),
+        "passes": choice.passes,
+        "axis_name": axis_name,
+    }
+    if halves is not None:
+        engine: Backward = Features(names=tasks, **halves, **attributes)
+    else:
+        engine = _engine_of(choice.mode, subset is not None, reduce)(**attributes)
+    losses = mean(losses, axis_name)
 
-    def again(params: PyTree) -> TaskGradients:
-        some = None if subset is None else chosen
-        options: Any = {"shared": mask, "subset": some, "mode": mode, "axis_name": axis_name, "reduce": reduce}
-        return task_gradients(losses_fn, params, *args, has_aux=has_aux, **options)[1]
+    options: dict[str, Any] = {
+        "shared": mask,
+        "subset": None if subset is None else layout.gramian,
+        "trainable": trained,
+        "mode": mode,
+        "axis_name": axis_name,
+        "reduce": reduce,
+        "has_aux": has_aux,
+    }
+
+    def elsewhere(params: PyTree) -> TaskGradients:
+        at = arguments.merged(params, whole)
+        return task_gradients(losses_fn, at, *args, **options, **kwargs)[1]
 
     grads = TaskGradients(
-        tasks=names,
-        losses=jnp.stack(values),
-        shared=mask,
-        num_tasks=len(names),
-        choice=choice,
-        _leaf_tasks=tuple(leaf_tasks),
-        _subset=chosen,
-        _few=choice.mode == "loop" and len(names) <= FEW_TASKS and axis_name is None,
-        _linearized=linearized,
-        _prepare=_preparation(linearized, halves, mask, chosen, leaf_tasks, choice.mode, subset is not None, reduce),
-        _again=again,
+        engine=engine, tasks=tasks, losses=jnp.stack(losses), present=present, choice=choice, elsewhere=elsewhere
     )
-    losses = dict(zip(names, values, strict=True))
-    return ((losses, aux) if has_aux else losses), grads
+    by_task = dict(zip(tasks, losses, strict=True))
+    return ((by_task, aux) if has_aux else by_task), grads
 
 
 def explain(losses_fn: Callable[..., Any], params: PyTree, *args: Any, **options: Any) -> str:
@@ -156,6 +183,10 @@ def explain(losses_fn: Callable[..., Any], params: PyTree, *args: Any, **options
     >>> losses_fn = lambda p: {"left": jnp.sum(p**2), "right": jnp.sum((p - 1) ** 2)}
     >>> mtl.explain(losses_fn, jnp.ones(3), mode="jacrev")
     'mode jacrev: asked for; 2 tasks, a Jacobian of 24 B'
+
+    It also says where a trunk is run anew for every task, `{task: loss(model(x), y[task]) for task in tasks}`.
+    Compilers merge the copies of its forward pass, not those of its backward pass: even the summed loss then costs K of
+    them. The cure is one `model(x)` before the dict.
 
     Args:
       losses_fn: as in `task_gradients`; it is traced, not run.
@@ -167,12 +198,15 @@ def explain(losses_fn: Callable[..., Any], params: PyTree, *args: Any, **options
       One line.
     """
     lines = []
+    leaves, treedef = jax.tree.flatten((params, args))
+    arrays = [leaf if hasattr(leaf, "dtype") else None for leaf in leaves]
 
-    def traced(params: PyTree, args: tuple[Any, ...]) -> None:
-        grads = task_gradients(losses_fn, params, *args, **options)[1]
-        lines.append(grads.explanation())
+    def traced(arrays: list[Any]) -> None:
+        every = [leaf if array is None else array for array, leaf in zip(arrays, leaves, strict=True)]
+        params, args = jax.tree.unflatten(treedef, every)
+        lines.append(task_gradients(losses_fn, params, *args, **options)[1].explanation())
 
-    jax.eval_shape(traced, params, args)
+    jax.eval_shape(traced, arrays)
     return lines[0]
 
 
@@ -195,23 +229,9 @@ def _check_mode(losses_fn: Callable[..., Any], mode: str, subset: Mask, axis_nam
         raise ValueError(f'reduce="scatter" spreads a Jacobian that {what} never holds: use reduce="mean"')
 
 
-def _preparation(
-    linearized: Linearized,
-    halves: Halves | None,
-    shared: PyTree,
-    chosen: PyTree,
-    leaf_tasks: list[tuple[int, ...]],
-    mode: str,
-    has_subset: bool,
-    reduce: str,
-) -> Callable[[], Prepared] | None:
-    """How a Gramian method gets its Gramian without holding the Jacobian; None when it shall hold them."""
-    if halves is not None:
-        return partial(prepare_features, linearized, halves, shared)
+def _engine_of(mode: str, has_subset: bool, reduce: str) -> type[Backward]:
     if mode == "two_pass":
-        return partial(prepare_two_pass, linearized, shared, chosen)
+        return TwoPass
     if has_subset:
-        return partial(prepare_subset, linearized, shared, chosen)
-    if reduce == "scatter":
-        return partial(prepare_scattered, linearized, shared, leaf_tasks)
-    return None
+        return Subset
+    return Scattered if reduce == "scatter" else Backward

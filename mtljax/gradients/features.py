@@ -1,27 +1,19 @@
 """Gradients at the shared representation: one encoder backward pass, however many tasks."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
-from mtljax.gradients.arguments import leaf_dependence
-from mtljax.gradients.gramian import scaled_gramian
-from mtljax.gradients.linearized import (
-    Linear,
-    Linearized,
-    gramian_rows,
-    mean,
-    own_rows,
-    transposed_rows,
-    varying,
-    weighted_rows,
-)
-from mtljax.gradients.prepared import Prepared
-
-PyTree: TypeAlias = Any
+from mtljax.gradients.backward import Backward, Linear, transposed
+from mtljax.gradients.engine import PyTree, chosen_rows, mean, sum_over_tasks, varying, weighted_sum
+from mtljax.gradients.gramian import Gramian, scaled_gramian
+from mtljax.gradients.inspection import leaf_dependence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,16 +21,16 @@ class SplitLosses:
     """Losses split at the shared representation; called, it is their composition.
 
     Attributes:
-      encode: `(params, *args) -> z`, a pytree.
-      heads: `(params, z, *args) -> {task: loss}`, or with `has_aux` a pair of that and the auxiliary output.
+      encode: `(params, *args, **kwargs) -> z`, a pytree.
+      heads: `(params, z, *args, **kwargs) -> {task: loss}`, or with `has_aux` a pair of that and the auxiliary output.
     """
 
     encode: Callable[..., PyTree]
     heads: Callable[..., Any]
 
-    def __call__(self, params: PyTree, *args: Any) -> Any:
+    def __call__(self, params: PyTree, *args: Any, **kwargs: Any) -> Any:
         """The losses of the composition."""
-        return self.heads(params, self.encode(params, *args), *args)
+        return self.heads(params, self.encode(params, *args, **kwargs), *args, **kwargs)
 
 
 def split(encode: Callable[..., PyTree], heads: Callable[..., Any]) -> SplitLosses:
@@ -54,54 +46,113 @@ def split(encode: Callable[..., PyTree], heads: Callable[..., Any]) -> SplitLoss
     >>> jnp.round(grads.gramian(), 6).tolist()
     [[0.5, -0.5], [-0.5, 0.5]]
 
+    The Gramian of "features" compares tasks example by example. Where two tasks have no example in common (each reads
+    an input of its own, or labels are on different examples) their product is exactly 0 whatever the gradients of the
+    parameters do, and a method sees no conflict: mode "features" warns of that, and another mode is the cure.
+
     Args:
-      encode: `(params, *args) -> z`, the representation: a pytree. What it holds besides, such as batch statistics to
-        be handed on, has no gradient and takes no part.
-      heads: `(params, z, *args) -> {task: loss}`, or `({task: loss}, aux)` with `has_aux`.
+      encode: `(params, *args, **kwargs) -> z`, the representation: a pytree, examples along the leading axes. What it
+        holds besides, such as batch statistics to be handed on, has no gradient and takes no part.
+      heads: `(params, z, *args, **kwargs) -> {task: loss}`, or `({task: loss}, aux)` with `has_aux`.
 
     Returns:
-      A losses function for `task_gradients`.
+      A losses function for `value_and_grad` and `task_gradients`.
     """
     return SplitLosses(encode, heads)
 
 
-class Halves(NamedTuple):
-    """The linearized halves of split losses.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Features(Backward):
+    """Gramian at the representation; the combination is one backward pass of the encoder.
 
     Attributes:
+      names: of the tasks.
       encoder: tangent of params to the tangents of the floating leaves of z.
       heads: tangents of params and of those leaves to K tangents of losses.
       z: the floating leaves of z.
+      heads_rows: gradients of the heads to params and to z, leading axis K; None before `held`.
     """
 
+    names: tuple[str, ...]
     encoder: Linear
     heads: Linear
     z: tuple[jax.Array, ...]
+    heads_rows: tuple[PyTree, tuple[jax.Array, ...]] | None = None
 
-    def composed(self, tangent: PyTree) -> tuple[jax.Array, ...]:
-        """Tangent of params to K tangents of losses."""
-        return self.heads(tangent, self.encoder(tangent))
+    def held(self) -> "Features":
+        """One that holds the gradients of the heads, and warns of tasks that it cannot compare."""
+        if self.heads_rows is not None:
+            return self
+        rows: Any = transposed(self.heads, (self.params, self.z), self.dtypes, self.passes, self.axis_name)
+        _warn_of_disjoint_tasks(rows[1], self.names, self.axis_name)
+        return dataclasses.replace(self, heads_rows=rows)
+
+    def gramian(self) -> Gramian:
+        """Every example is a coordinate, so that those of several devices add up."""
+        _, z_rows = self._rows_of_heads()
+        num_tasks = self.layout.num_tasks
+        rows = chosen_rows(z_rows, [True] * len(z_rows), num_tasks)
+        gramian = scaled_gramian(rows, num_tasks, axis_name=self.axis_name)
+        # Each device's losses are means over its own examples: of the whole batch's mean they are the D-th part.
+        devices = 1 if self.axis_name is None else lax.psum(1, self.axis_name)
+        return gramian._replace(norms=gramian.norms / devices)
+
+    def combine(self, weights: jax.Array, own_weights: jax.Array) -> PyTree:
+        """One backward pass of the encoder, two where it has parameters of single tasks."""
+        if self.heads_rows is None:
+            return super().combine(weights, own_weights)
+        params_rows, z_rows = self.heads_rows
+        leaves, treedef = jax.tree.flatten(self.params)
+        shared, rows = jax.tree.leaves(self.layout.shared), jax.tree.leaves(params_rows)
+        zeros = tuple(map(jnp.zeros_like, self.z))
+        in_encoder = [bool(outputs) for outputs in _dependence(self.encoder, self.params)]
+        in_heads = _dependence(lambda tangent: self.heads(tangent, zeros), self.params)
+
+        def through_encoder(weights: jax.Array) -> list[jax.Array]:
+            cotangents = varying(tuple(weighted_sum(weights, rows) for rows in z_rows), self.axis_name)
+            return jax.tree.leaves(jax.linear_transpose(self.encoder, self.params)(cotangents)[0])
+
+        encoded = through_encoder(weights)
+        own_in_encoder = any(used and not flag for used, flag in zip(in_encoder, shared, strict=True))
+        own_encoded = through_encoder(own_weights) if own_in_encoder else encoded
+        combined = []
+        for i, leaf in enumerate(leaves):
+            total = (encoded if shared[i] else own_encoded)[i] if in_encoder[i] else jnp.zeros_like(leaf)
+            if in_heads[i]:
+                total = total + sum_over_tasks(weights if shared[i] else own_weights, rows[i], in_heads[i])
+            combined.append(total)
+        return mean(jax.tree.unflatten(treedef, combined), self.axis_name)
+
+    def _rows_of_heads(self) -> tuple[PyTree, tuple[jax.Array, ...]]:
+        rows = self.held().heads_rows
+        assert rows is not None
+        return rows
 
 
-def linearize_halves(
-    losses_fn: SplitLosses, params: PyTree, args: tuple[Any, ...], flat: Callable[[Any], tuple[tuple[Any, ...], Any]]
-) -> tuple[tuple[jax.Array, ...], Halves, Any]:
+def linearize_split(
+    losses_fn: SplitLosses,
+    params: PyTree,
+    flat: Callable[[Any], tuple[tuple[Any, ...], Any]],
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[tuple[jax.Array, ...], Linear, dict[str, Any], Any]:
     """Runs both halves once.
 
     Args:
       losses_fn: the halves.
       params: where.
-      args: further arguments.
       flat: the result of the heads to (K losses, aux).
+      *args: further arguments of both halves.
+      **kwargs: the same by name.
 
     Returns:
-      The losses, the linearized halves and aux.
+      The losses, their linearization, the attributes of `Features` that hold its halves, and aux.
     """
     treedef, floating = None, ()
 
     def encode(p: PyTree) -> tuple[tuple[jax.Array, ...], list[Any]]:
         nonlocal treedef, floating
-        leaves, treedef = jax.tree.flatten(losses_fn.encode(p, *args))
+        leaves, treedef = jax.tree.flatten(losses_fn.encode(p, *args, **kwargs))
         floating = tuple(bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating)) for leaf in leaves)
         chosen = tuple(jnp.asarray(leaf) for leaf, keep in zip(leaves, floating, strict=True) if keep)
         return chosen, [leaf for leaf, keep in zip(leaves, floating, strict=True) if not keep]
@@ -112,55 +163,36 @@ def linearize_halves(
         assert treedef is not None
         some, others = iter(chosen), iter(rest)
         leaves = [next(some) if keep else next(others) for keep in floating]
-        return flat(losses_fn.heads(p, jax.tree.unflatten(treedef, leaves), *args))
+        return flat(losses_fn.heads(p, jax.tree.unflatten(treedef, leaves), *args, **kwargs))
 
     values, linear, aux = jax.linearize(heads, params, z, has_aux=True)
-    return values, Halves(encoder, linear, z), aux
+    return values, lambda tangent: linear(tangent, encoder(tangent)), {"encoder": encoder, "heads": linear, "z": z}, aux
 
 
-def prepare_features(linearized: Linearized, halves: Halves, shared: PyTree) -> Prepared:
-    """Gramian of the gradients at z; the combination is one backward pass of the encoder.
+def _dependence(linear: Linear, params: PyTree) -> list[tuple[int, ...]]:
+    return leaf_dependence(jax.make_jaxpr(linear)(params).jaxpr)
 
-    Args:
-      linearized: the whole.
-      halves: its halves.
-      shared: pytree of bools like params.
 
-    Returns:
-      The Gramian over z: every example is a coordinate, so that those of several devices add up.
-    """
-    num_tasks, axis_name = len(linearized.tasks), linearized.axis_name
-    leaves, treedef = jax.tree.flatten(linearized.params)
-    zeros = tuple(map(jnp.zeros_like, halves.z))
-    masks = jax.tree.leaves(shared)
-    encoder_leaves = [
-        bool(outputs) for outputs in leaf_dependence(jax.make_jaxpr(halves.encoder)(linearized.params).jaxpr)
-    ]
-    heads_tasks = leaf_dependence(jax.make_jaxpr(lambda t: halves.heads(t, zeros))(linearized.params).jaxpr)
-    params_rows, z_rows = transposed_rows(
-        halves.heads, (linearized.params, halves.z), linearized.dtypes, linearized.passes, axis_name
-    )
-    params_rows = jax.tree.leaves(params_rows)
-    gramian = scaled_gramian(gramian_rows(z_rows, [True] * len(z_rows), num_tasks), num_tasks, axis_name=axis_name)
-    # Each device's losses are means over its own examples: of the whole batch's mean they are the D-th part.
-    devices = 1 if axis_name is None else jax.lax.psum(1, axis_name)
-    gramian = gramian._replace(norms=gramian.norms / devices)
+def _warn_of_disjoint_tasks(z_rows: tuple[jax.Array, ...], names: tuple[str, ...], axis_name: Any) -> None:
+    """Warns, when the program runs, of pairs of tasks with gradients on no example in common."""
+    num_tasks = len(names)
+    touched = []
+    for rows in z_rows:
+        examples = rows.reshape(num_tasks, rows.shape[1] if rows.ndim > 1 else 1, -1)
+        touched.append(jnp.any(examples != 0, axis=2).astype(jnp.float32))
+    common = sum((each @ each.T for each in touched), jnp.zeros((num_tasks, num_tasks)))
+    common = common if axis_name is None else lax.psum(common, axis_name)
+    present = jnp.diagonal(common) > 0
+    disjoint = jnp.triu((common == 0) & present[:, None] & present[None, :])
 
-    def through_encoder(weights: jax.Array) -> list[jax.Array]:
-        cotangents = varying(tuple(weighted_rows(weights, rows) for rows in z_rows), axis_name)
-        return jax.tree.leaves(jax.linear_transpose(halves.encoder, linearized.params)(cotangents)[0])
+    def warn(disjoint: Any) -> None:
+        pairs = [f"{names[i]!r} and {names[j]!r}" for i, j in np.argwhere(np.asarray(disjoint))]
+        if pairs:  # under vmap both branches run
+            warnings.warn(
+                f'mode="features" compares tasks example by example, and the tasks {", ".join(pairs)} have no example '
+                'in common: their conflicts are invisible to it, so use mode="jacrev", "loop" or "two_pass"',
+                stacklevel=2,
+            )
 
-    def combine(weights: jax.Array, own_weights: jax.Array) -> PyTree:
-        encoded = through_encoder(weights)
-        own_in_encoder = any(used and not mask for used, mask in zip(encoder_leaves, masks, strict=True))
-        own_encoded = through_encoder(own_weights) if own_in_encoder else encoded
-        combined = []
-        for i, leaf in enumerate(leaves):
-            total = encoded[i] if masks[i] else own_encoded[i]
-            total = total if encoder_leaves[i] else jnp.zeros_like(leaf)
-            if heads_tasks[i]:
-                total = total + own_rows(weights if masks[i] else own_weights, params_rows[i], heads_tasks[i])
-            combined.append(total)
-        return mean(jax.tree.unflatten(treedef, combined), axis_name)
-
-    return Prepared(gramian, combine)
+    if num_tasks > 1:
+        lax.cond(jnp.any(disjoint), lambda d: jax.debug.callback(warn, d), lambda _: None, disjoint)

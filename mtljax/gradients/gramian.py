@@ -61,8 +61,8 @@ def scaled_gramian(rows: Sequence[jax.Array], num_tasks: int, *, axis_name: Any 
     return _in_range(products, list(rows), lambda rows: _scaled_products(rows, axis_name))
 
 
-def gramian_apart(rows: Sequence[Sequence[jax.Array]]) -> Gramian:
-    """As `scaled_gramian`, for K gradients that lie apart, each in pieces (n_i,): nothing is copied together.
+def gramian_of_pairs(rows: Sequence[Sequence[jax.Array]]) -> Gramian:
+    """As `scaled_gramian`, for K separate gradients, each in pieces (n_i,): nothing is copied together.
 
     Made of K (K + 1) / 2 products, so for a few tasks.
     """
@@ -90,11 +90,11 @@ def _dot(left: Sequence[jax.Array], right: Sequence[jax.Array]) -> jax.Array:
     return jnp.stack(each).sum()
 
 
-def _in_range(products: jax.Array, rows: Any, again: Callable[[Any], tuple[jax.Array, jax.Array]]) -> Gramian:
-    """The Gramian of these products, or where they may under- or overflow of those that `again` makes of the rows."""
+def _in_range(products: jax.Array, rows: Any, rescaled: Callable[[Any], tuple[jax.Array, jax.Array]]) -> Gramian:
+    """The Gramian of these products, or, where they may under- or overflow, of those `rescaled` makes of the rows."""
     squares, limits = jnp.diagonal(products), jnp.finfo(products.dtype)
     safe = jnp.all((squares > limits.tiny**0.65) & (squares < limits.max**0.9))
-    products, scale = lax.cond(safe, lambda rows: (products, jnp.ones_like(squares)), again, rows)
+    products, scale = lax.cond(safe, lambda rows: (products, jnp.ones_like(squares)), rescaled, rows)
     lengths = jnp.sqrt(jnp.diagonal(products))
     return unit_diagonal(_outer_scaled(products, inverse(lengths)), lengths * scale)
 

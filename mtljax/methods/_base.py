@@ -1,29 +1,54 @@
-"""How a weighting rule becomes an optax transformation, once for all methods."""
+"""How a rule becomes an optax transformation, once for all methods."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from mtljax.gradients import PyTree, TaskGradients, loss_vector
+from mtljax.gradients import CrossGramian, Gramian, PyTree, TaskGradients, loss_vector
 from mtljax.methods._checks import Scalar
 from mtljax.methods._losses import present_tasks
-from mtljax.methods._state import InitMemory, MethodState, advanced, initializer
+from mtljax.methods._state import InitMemory, MethodState, advanced, all_finite, initializer, only_if
+from mtljax.methods._updates import as_task_gradients, is_several, row_peaks
 
 Needs: TypeAlias = Literal["nothing", "losses", "gramian"]
 
 
-# A weighting rule, `weigh(memory, *, gramian, cross, losses, losses_after, num_tasks, key, step, seen, present) ->
-# (weights, memory)`: a pure function that returns the (K,) weights and its new memory. What it did not declare to need
-# is None; rules swallow the rest with **_.
-Weigh: TypeAlias = Callable[..., tuple[jax.Array, Any]]
+class Signals(NamedTuple):
+    """What a rule reads at one update; a field that it did not ask for is None.
 
-# A rule on the Jacobian itself,
-# `rule(memory, *, grads, losses, params, key, step, seen, present) -> (gradient, weights, memory)`.
-JacobianRule: TypeAlias = Callable[..., tuple[PyTree, jax.Array, Any]]
+    Attributes:
+      num_tasks: K.
+      losses: (K,), float32 at least.
+      gramian: of the K gradients.
+      cross: inner products of the gradients on two independent batches.
+      grads: the K gradients, held in one Jacobian.
+      losses_after: (K,) losses of the batch before at the current parameters.
+      present: (K,) bools, the tasks with a label in this batch.
+      seen: (K,) int32, earlier updates in which the task had a label; for rules with a memory.
+      step: int32 scalar, earlier updates.
+      key: PRNG key of this update, for rules with a seed.
+    """
+
+    num_tasks: int
+    losses: jax.Array
+    gramian: Gramian
+    cross: CrossGramian
+    grads: TaskGradients
+    losses_after: jax.Array | None
+    present: jax.Array
+    seen: jax.Array
+    step: jax.Array
+    key: jax.Array
+
+
+# A weighting rule, `weigh(memory, signals) -> (weights, memory)`: pure, to the (K,) weights and its new memory.
+Weigh: TypeAlias = Callable[[Any, Signals], tuple[jax.Array, Any]]
+# A rule on the Jacobian itself, `rule(memory, signals) -> (gradient, weights, memory)`.
+JacobianRule: TypeAlias = Callable[[Any, Signals], tuple[PyTree, jax.Array, Any]]
 
 
 def weighting(
@@ -31,9 +56,9 @@ def weighting(
     weigh: Weigh,
     *,
     needs: Needs,
-    num_tasks: int | None,
+    num_tasks: int | None = None,
     reads_losses: bool = False,
-    scale_own: bool | Callable[[Any], jax.Array] = False,
+    scale_own: bool | Callable[[Any], jax.Array] | None = None,
     seed: Scalar | None = None,
     task_names: tuple[str, ...] | None = None,
     update_every: int | None = None,
@@ -43,41 +68,50 @@ def weighting(
 ) -> optax.GradientTransformationExtraArgs:
     """Lifts a weighting rule to an optax transformation of task gradients.
 
+    >>> import jax, jax.numpy as jnp, mtljax as mtl
+    >>> def weigh(memory, signals):
+    ...     return signals.num_tasks * jax.nn.softmax(signals.losses), memory
+    >>> tx = mtl.methods.weighting("softmax_weights", weigh, needs="losses")
+    >>> gradient, _ = tx.update(jnp.eye(2), tx.init(jnp.zeros(2)), losses=jnp.array([1.0, 1.0]))
+    >>> gradient.tolist()
+    [1.0, 1.0]
+
     Args:
       name: the method's name, for errors.
-      weigh: the rule.
+      weigh: the rule, `(memory, signals) -> (weights, memory)`, pure; see `Signals`.
       needs: what the rule reads: "nothing" and "losses" cost one backward pass, "gramian" costs K.
       num_tasks: K, or None to take it from the gradients; then the state holds no weights.
       reads_losses: whether a Gramian rule needs the losses too ("losses" always does).
-      scale_own: whether a task's own parameters are scaled by its weight (loss weighting) or not (gradient methods); or
-        a function of the memory before the update that gives their own (K,) weights.
+      scale_own: whether a task's own parameters are scaled by its weight (loss weighting, and None unless the rule
+        reads the Gramian) or not (gradient methods); or a function of the memory before the update that gives their own
+        (K,) weights.
       seed: seed of the PRNG key in the state, None for a deterministic rule.
       task_names: sorted names the rule's hyperparameters were given by, checked against the gradients.
       update_every: solve every n updates and reuse the weights in between, for one backward pass there.
-      init_memory: what the rule remembers at the start, None for a rule without memory.
+      init_memory: `(num_tasks, params) -> memory` at the start, None for a rule without memory.
       waits: whether the rows of an absent task in the memory stay as they are whatever the rule returns.
       batches: whether `update` takes a tuple of gradients on independent batches: the rule then gets `cross`, the
         `CrossGramian` of the first two, and the last are combined. One or two are reused for what is missing.
 
     Returns:
-      A transformation whose `update(grads, state, params, *, losses=None, solve=None)` takes `TaskGradients` or a plain
-      Jacobian and returns one gradient. `solve` is explained in `mtljax.methods`.
+      A transformation whose `update(grads, state, params, *, losses=None, present=None, shared=None, solve=None)` takes
+      `TaskGradients` or a plain Jacobian and returns one gradient. The arguments are explained in `mtljax.methods`.
 
     Raises:
       ValueError: if `update_every` is no positive int, or what needs `num_tasks` has none.
     """
-    if update_every is not None:
-        if not isinstance(update_every, int) or update_every < 1:
-            raise ValueError(
-                f"{name}: update_every must be a positive Python int, got {update_every!r} "
-                '(inside optax.inject_hyperparams, pass static_args=("update_every", "num_tasks"))'
-            )
-        if num_tasks is None:
-            raise ValueError(f"{name}: update_every keeps the weights between solves; pass num_tasks=K")
+    _check_update_every(name, update_every, num_tasks)
     init_fn = initializer(name, num_tasks, seed, init_memory)
+    scale_own = needs != "gramian" if scale_own is None else scale_own
+    remembers = init_memory is not None or seed is not None or update_every is not None
 
-    def own_scale(memory: Any) -> bool | jax.Array:
-        return scale_own(memory) if callable(scale_own) else scale_own
+    def combined(grads: TaskGradients, weights: jax.Array, memory: Any, good: jax.Array) -> PyTree:
+        """The weighted sum, NaN in a step that is not good."""
+        own = scale_own(memory) if callable(scale_own) else scale_own
+        weights = jnp.where(good, weights, jnp.nan)
+        if own is not True:
+            own = jnp.where(good, jnp.ones_like(weights) if own is False else own, jnp.nan)
+        return grads.combine(weights, scale_own=own)
 
     def solve_fn(
         grads: Sequence[TaskGradients], state: MethodState, losses_after: jax.Array | None
@@ -89,31 +123,33 @@ def weighting(
         gramian = grads[0].scaled_gramian() if needs == "gramian" and not batches else None
         cross = grads[0].cross_gramian(grads[min(1, len(grads) - 1)]) if batches else None
         norms = gramian.norms if gramian else jnp.minimum(cross.left, cross.right) if cross else None
-        present = present_tasks(last.num_tasks, losses, norms)
-        weights, memory = weigh(
-            state.memory,
+        present = present_tasks(last.num_tasks, last.present, losses, norms)
+        signals = _signals(
+            num_tasks=last.num_tasks,
             gramian=gramian,
             cross=cross,
             losses=losses,
             losses_after=losses_after,
-            num_tasks=last.num_tasks,
             key=subkey,
             step=state.step,
             seen=state.seen,
             present=present,
         )
-        gradient = last.combine(weights, scale_own=own_scale(state.memory))
-        return gradient, advanced(state, weights, key, memory, present, waits)
+        weights, memory = weigh(state.memory, signals)
+        good = all_finite((losses, norms, weights, memory))
+        gradient = combined(last, weights, state.memory, good)
+        return gradient, only_if(good, advanced(state, weights, key, memory, present, waits), state)
 
     def reuse_fn(
         grads: Sequence[TaskGradients], state: MethodState, losses_after: jax.Array | None
     ) -> tuple[PyTree, MethodState]:
         del losses_after
-        weights = state.weights
-        assert weights is not None
-        gradients = [each.combine(weights, scale_own=own_scale(state.memory)) for each in grads]
+        weights = cast(jax.Array, state.weights)
+        good = all_finite([_losses(each) for each in grads])
+        gradients = [combined(each, weights, state.memory, good) for each in grads]
         mean = jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]) / len(leaves), *gradients)
-        return (mean if len(grads) > 1 else gradients[0]), state._replace(step=state.step + 1)
+        after = state._replace(step=state.step + 1)
+        return (mean if len(grads) > 1 else gradients[0]), only_if(good, after, state)
 
     def update_fn(
         updates: Any,
@@ -122,12 +158,14 @@ def weighting(
         *,
         losses: Any = None,
         losses_after: Any = None,
+        present: Any = None,
+        shared: Any = None,
         solve: bool | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, Any]:
         del extra_args
-        split = batches and isinstance(updates, tuple) and not _is_jacobian_of(updates, params)
-        grads = [as_task_gradients(each, params, losses) for each in (updates if split else (updates,))]
+        several = updates if batches and is_several(updates, params) else (updates,)
+        grads = [as_task_gradients(name, each, params, losses, present, shared) for each in several]
         if not 1 <= len(grads) <= 3:
             raise ValueError(f"{name}: takes the gradients of 1, 2 or 3 independent batches, got {len(grads)}")
         for each in grads:
@@ -135,15 +173,18 @@ def weighting(
         if losses_after is not None:
             losses_after = loss_vector(losses_after, grads[-1].tasks, grads[-1].num_tasks, "losses_after")
         if update_every is None or solve is True:
-            return solve_fn(grads, state, losses_after)
-        if solve is False:
-            return reuse_fn(grads, state, losses_after)
-        return lax.cond(
-            state.step % update_every == 0,
-            lambda s: solve_fn(grads, s, losses_after),
-            lambda s: reuse_fn(grads, s, losses_after),
-            state,
-        )
+            gradient, after = solve_fn(grads, state, losses_after)
+        elif solve is False:
+            gradient, after = reuse_fn(grads, state, losses_after)
+        else:
+            gradient, after = lax.cond(
+                state.step % update_every == 0,
+                lambda s: solve_fn(grads, s, losses_after),
+                lambda s: reuse_fn(grads, s, losses_after),
+                state,
+            )
+        # What is remembered must not come from a step that others skip.
+        return gradient, only_if(all_finite(gradient), after, state) if remembers else after
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -152,7 +193,7 @@ def jacobian_method(
     name: str,
     rule: JacobianRule,
     *,
-    num_tasks: int | None,
+    num_tasks: int | None = None,
     reads_losses: bool = False,
     seed: Scalar | None = None,
     task_names: tuple[str, ...] | None = None,
@@ -162,16 +203,16 @@ def jacobian_method(
 
     Args:
       name: the method's name, for errors.
-      rule: the rule; its `grads` hold their Jacobian.
+      rule: the rule, `(memory, signals) -> (gradient, weights, memory)`, pure; `signals.grads` hold their Jacobian.
       num_tasks: K, or None to take it from the gradients; then the state holds no weights.
       reads_losses: whether the rule needs the losses.
       seed: seed of the PRNG key in the state, None for a deterministic rule.
       task_names: sorted names the rule's hyperparameters were given by, checked against the gradients.
-      init_memory: what the rule remembers at the start, None for a rule without memory.
+      init_memory: `(num_tasks, params) -> memory` at the start, None for a rule without memory.
 
     Returns:
-      A transformation whose `update(grads, state, params, *, losses=None)` takes `TaskGradients` or a plain Jacobian
-      and returns one gradient.
+      A transformation whose `update(grads, state, params, *, losses=None, present=None, shared=None)` takes
+      `TaskGradients` or a plain Jacobian and returns one gradient.
 
     Raises:
       ValueError: if the rule has a memory and `num_tasks` is missing.
@@ -179,28 +220,54 @@ def jacobian_method(
     init_fn = initializer(name, num_tasks, seed, init_memory)
 
     def update_fn(
-        updates: Any, state: Any, params: PyTree | None = None, *, losses: Any = None, **extra_args: Any
+        updates: Any,
+        state: Any,
+        params: PyTree | None = None,
+        *,
+        losses: Any = None,
+        present: Any = None,
+        shared: Any = None,
+        **extra_args: Any,
     ) -> tuple[PyTree, Any]:
         del extra_args
-        grads = as_task_gradients(updates, params, losses)
+        grads = as_task_gradients(name, updates, params, losses, present, shared)
         _check_tasks(name, grads, state, reads_losses, task_names)
         key, subkey = (None, None) if state.key is None else jax.random.split(state.key)
         grads = grads.materialize(whole=True)
-        losses = _losses(grads)
-        present = present_tasks(grads.num_tasks, losses, row_peaks(grads.jacobian(), grads.num_tasks))
-        gradient, weights, memory = rule(
-            state.memory,
+        vector = _losses(grads)
+        peaks = row_peaks(grads.jacobian(), grads.num_tasks)
+        labelled = present_tasks(grads.num_tasks, grads.present, vector, peaks)
+        signals = _signals(
+            num_tasks=grads.num_tasks,
             grads=grads,
-            losses=losses,
-            params=params,
+            losses=vector,
             key=subkey,
             step=state.step,
             seen=state.seen,
-            present=present,
+            present=labelled,
         )
-        return gradient, advanced(state, weights, key, memory, present)
+        gradient, weights, memory = rule(state.memory, signals)
+        good = all_finite((vector, peaks, memory, gradient))
+        gradient = jax.tree.map(lambda leaf: jnp.where(good, leaf, jnp.nan), gradient)
+        return gradient, only_if(good, advanced(state, weights, key, memory, labelled), state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _signals(**fields: Any) -> Signals:
+    return Signals(**{name: fields.get(name) for name in Signals._fields})  # pyright: ignore[reportArgumentType]
+
+
+def _check_update_every(name: str, update_every: int | None, num_tasks: int | None) -> None:
+    if update_every is None:
+        return
+    if not isinstance(update_every, int) or update_every < 1:
+        raise ValueError(
+            f"{name}: update_every must be a positive Python int, got {update_every!r} "
+            '(inside optax.inject_hyperparams, pass static_args=("update_every", "num_tasks"))'
+        )
+    if num_tasks is None:
+        raise ValueError(f"{name}: update_every keeps the weights between solves; pass num_tasks=K")
 
 
 def _check_tasks(
@@ -227,43 +294,3 @@ def _losses(grads: TaskGradients) -> jax.Array | None:
     if grads.losses is None:
         return None
     return lax.stop_gradient(grads.losses.astype(jnp.promote_types(grads.losses.dtype, jnp.float32)))
-
-
-def row_peaks(jacobian: PyTree, num_tasks: int) -> jax.Array:
-    """The largest entry, in size, of each of the K gradients."""
-    leaves = [leaf.reshape(num_tasks, -1) for leaf in jax.tree.leaves(jacobian) if leaf.size]
-    return jnp.stack([jnp.max(jnp.abs(leaf), axis=1) for leaf in leaves]).max(axis=0)
-
-
-def _is_jacobian_of(updates: tuple[Any, ...], params: PyTree | None) -> bool:
-    """Whether a tuple is one Jacobian of parameters that are a tuple, and not several Jacobians."""
-    if params is None or any(isinstance(each, TaskGradients) for each in updates):
-        return False
-    return jax.tree.structure(updates) == jax.tree.structure(params)
-
-
-def as_task_gradients(updates: Any, params: PyTree | None, losses: Any) -> TaskGradients:
-    """What a method was given, as `TaskGradients`.
-
-    Args:
-      updates: `TaskGradients`; or a Jacobian pytree like params with leading task axes; or a dict of gradients by task.
-      params: the parameters, used to tell the last two apart.
-      losses: dict or (K,) array of losses, which take the place of those in `updates`, or None to keep them.
-
-    Returns:
-      The gradients, with the losses attached.
-    """
-    if isinstance(updates, TaskGradients):
-        if losses is None:
-            return updates
-        return updates.with_losses(loss_vector(losses, updates.tasks, updates.num_tasks))
-    if params is not None and jax.tree.structure(updates) != jax.tree.structure(params):
-        structure = jax.tree.structure(params)
-        if not (isinstance(updates, dict) and all(jax.tree.structure(g) == structure for g in updates.values())):
-            raise ValueError(
-                f"expected TaskGradients, or a Jacobian with the structure of params, {structure}; "
-                f"got {jax.tree.structure(updates)}"
-            )
-        rows = [updates[name] for name in sorted(updates)]
-        updates = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
-    return TaskGradients.from_jacobian(updates, losses)

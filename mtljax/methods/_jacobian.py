@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree, TaskGradients
-from mtljax.methods._base import jacobian_method
+from mtljax.methods._base import Signals, jacobian_method
 from mtljax.methods._state import state_dtype
 from mtljax.methods.per_task import per_task
 
@@ -60,7 +60,8 @@ def sum_of_per_task(
         dtype = state_dtype(params)
         return per_task(transformation, num_tasks).init(jax.tree.map(lambda leaf: leaf.astype(dtype), params))
 
-    def rule(memory: Any, *, grads: TaskGradients, **_: Any) -> Any:
+    def rule(memory: Any, signals: Signals) -> Any:
+        grads = signals.grads
         steps, memory = per_task(transformation, grads.num_tasks).update(wide(grads), memory)
         ones = jnp.ones(grads.num_tasks)
         return cast_like(grads.map(lambda _: steps).combine(ones), grads), ones, memory

@@ -8,14 +8,20 @@ import jax.numpy as jnp
 from mtljax.solvers import finite
 
 
-def present_tasks(num_tasks: int, losses: jax.Array | None = None, norms: jax.Array | None = None) -> jax.Array:
+def present_tasks(
+    num_tasks: int, told: jax.Array | None, losses: jax.Array | None = None, norms: jax.Array | None = None
+) -> jax.Array:
     """The (K,) mask of the tasks that have a label in this batch.
 
-    A task without one has a loss of exactly 0 and a zero gradient. Where only one of the two is known, it decides;
-    where neither is, every task counts. Subnormal numbers are zeros, as they are where a processor flushes them.
+    A task is absent where the mask `told` says so, or where its gradient is zero, and its loss too if that is known. A
+    method that sees no gradients infers nothing: a loss of 0 may have a gradient. Subnormal numbers are zeros, as they
+    are where a processor flushes them.
     """
+    present = jnp.ones(num_tasks, bool) if told is None else told
+    if norms is None:
+        return present
     zero = [jnp.abs(values) < jnp.finfo(values.dtype).tiny for values in (losses, norms) if values is not None]
-    return ~jnp.stack(zero).all(axis=0) if zero else jnp.ones(num_tasks, bool)
+    return present & ~jnp.stack(zero).all(axis=0)
 
 
 def waiting(present: jax.Array, new: Any, old: Any) -> Any:
@@ -39,10 +45,10 @@ def positive(losses: jax.Array) -> tuple[jax.Array, jax.Array]:
       losses: (K,).
 
     Returns:
-      The losses with 1 in place of any that is not positive, normal and finite, and the (K,) mask of those that are.
+      The losses with 1 in place of any that is not positive and normal, and the (K,) mask of those that are.
       Rules give a masked task the weight 0.
     """
-    live = (losses >= jnp.finfo(losses.dtype).tiny) & (losses < jnp.inf)  # the logarithm of a subnormal may be -inf
+    live = losses >= jnp.finfo(losses.dtype).tiny  # the logarithm of a subnormal may be -inf
     return jnp.where(live, losses, 1), live
 
 
@@ -64,23 +70,13 @@ def loss_weights(weights: jax.Array, live: jax.Array | bool = True) -> jax.Array
     return jnp.where(live, jnp.clip(weights, -limit, limit), 0)
 
 
-def inverse_losses(losses: jax.Array) -> jax.Array:
-    """The (K,) weights 1 / L_k, 0 where a loss is not positive and finite."""
-    losses, live = positive(losses)
-    return loss_weights(1 / losses, live)
-
-
 def running_mean(mean: jax.Array, losses: jax.Array, count: jax.Array) -> jax.Array:
     """The mean of `count + 1` values, the last of which are `losses` and the others have the mean `mean`."""
     share = 1 / (count + 1).astype(mean.dtype)
     return (1 - share) * mean + share * losses
 
 
-def safe_gradient(gradient: jax.Array, losses: jax.Array, learned: jax.Array) -> jax.Array:
-    """The gradient of what is learned from the losses, in its dtype, harmless to the optimizer's averages.
-
-    An infinity or NaN would stay in them for good, and so would a number whose square is one.
-    """
+def safe_gradient(gradient: jax.Array, learned: jax.Array) -> jax.Array:
+    """The gradient of what is learned from the losses, in its dtype, cut where its square would leave the range."""
     limit = jnp.sqrt(jnp.finfo(learned.dtype).max) / 2
-    gradient = jnp.clip(gradient.astype(learned.dtype), -limit, limit)
-    return jnp.where(jnp.isfinite(losses), gradient, 0)
+    return jnp.clip(gradient.astype(learned.dtype), -limit, limit)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mtljax.gradients import PyTree
-from mtljax.methods._checks import Scalar, is_concrete, static_int
+from mtljax.methods._checks import Scalar, check_num_tasks, static_int
 from mtljax.methods._losses import waiting
 
 # `init_memory(num_tasks, params) -> memory`, a NamedTuple of arrays whose shapes and dtypes never change: scalars, or
@@ -37,8 +37,7 @@ def initializer(
     name: str, num_tasks: int | None, seed: Scalar | None, init_memory: InitMemory | None
 ) -> Callable[..., Any]:
     """The `init` of a method's transformation; its arguments are those of `weighting`."""
-    if num_tasks is not None and is_concrete(num_tasks) and int(num_tasks) < 1:
-        raise ValueError(f"{name}: num_tasks must be at least 1, got {num_tasks}")
+    check_num_tasks(name, num_tasks)
     if init_memory is not None and num_tasks is None:
         raise ValueError(f"{name} remembers something of every task; pass num_tasks=K")
 
@@ -64,6 +63,17 @@ def advanced(
     memory = waiting(present, memory, state.memory) if waits else memory
     seen = None if state.seen is None else state.seen + present
     return MethodState(state.step + 1, kept, key, memory, seen)
+
+
+def all_finite(tree: PyTree) -> jax.Array:
+    """Whether no floating point number in the tree is NaN or infinite, a scalar bool."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+    return jnp.stack([jnp.bool_(True), *(jnp.all(jnp.isfinite(leaf)) for leaf in leaves)]).all()
+
+
+def only_if(good: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """The new tree where the step was good, else the old one."""
+    return jax.tree.map(lambda after, before: jnp.where(good, after, before), new, old)
 
 
 def state_dtype(params: PyTree) -> Any:

@@ -1,13 +1,13 @@
 """AdaTask: one Adam a task, and the sum of their steps."""
 
-import math
-
 import optax
 
-from mtljax.methods._checks import Scalar, check
+from mtljax.methods._checks import Scalar, check_range
 from mtljax.methods._jacobian import sum_of_per_task
+from mtljax.methods.registry import register
 
 
+@register(needs="jacobian", paper="2211.15055", properties=("permutable",))
 def adatask(
     b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8, *, num_tasks: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -44,7 +44,6 @@ def adatask(
     Raises:
       ValueError: if a value is out of its range or `num_tasks` is missing.
     """
-    check(lambda: bool(0 <= b1 < 1), b1, "adatask: b1 must lie in [0, 1)")
-    check(lambda: bool(0 <= b2 < 1), b2, "adatask: b2 must lie in [0, 1)")
-    check(lambda: bool(0 < eps < math.inf), eps, "adatask: eps must be positive and finite")
+    check_range("adatask", "[0, 1)", b1=b1, b2=b2)
+    check_range("adatask", "> 0", eps=eps)
     return sum_of_per_task("adatask", optax.scale_by_adam(b1, b2, eps), num_tasks)

@@ -4,14 +4,15 @@ from typing import Any
 
 import optax
 
-from mtljax.gradients import Gramian
-from mtljax.methods._base import weighting
+from mtljax.methods._base import Signals, weighting
 from mtljax.methods._checks import check_choice
+from mtljax.methods.registry import COMMON, register
 from mtljax.solvers import aligned_weights
 
 SCALES = ("min", "median", "rmse")
 
 
+@register(needs="gramian", paper="2305.19000", properties=COMMON)
 def aligned_mtl(
     *, scale: str = "min", num_tasks: int | None = None, update_every: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -52,7 +53,7 @@ def aligned_mtl(
     """
     check_choice("aligned_mtl", "scale", scale, SCALES)
 
-    def weigh(memory: Any, *, gramian: Gramian, **_: Any) -> Any:
-        return aligned_weights(gramian.cosines, gramian.norms, scale=scale), memory
+    def weigh(memory: Any, signals: Signals) -> Any:
+        return aligned_weights(signals.gramian.cosines, signals.gramian.norms, scale=scale), memory
 
     return weighting("aligned_mtl", weigh, needs="gramian", num_tasks=num_tasks, update_every=update_every)

@@ -2,15 +2,16 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from mtljax.methods._base import weighting
-from mtljax.methods._checks import Scalar, check
+from mtljax.methods._base import Signals, weighting
+from mtljax.methods._checks import Scalar, check_range
 from mtljax.methods._losses import loss_weights
+from mtljax.methods.registry import COMMON, register
 
 
+@register(needs="losses", paper="2002.04792", properties=(*COMMON, "linear"))
 def bmtl(temperature: Scalar = 50.0, *, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs:
     """Balanced multi-task learning (Liang and Zhang, arXiv:2002.04792).
 
@@ -40,9 +41,9 @@ def bmtl(temperature: Scalar = 50.0, *, num_tasks: int | None = None) -> optax.G
     Raises:
       ValueError: if `temperature` is not positive.
     """
-    check(lambda: bool(0 < temperature < jnp.inf), temperature, "bmtl: temperature must be > 0 and finite")
+    check_range("bmtl", "> 0", temperature=temperature)
 
-    def weigh(memory: Any, *, losses: jax.Array, **_: Any) -> Any:
-        return loss_weights(jnp.exp(losses / temperature) / temperature, jnp.isfinite(losses)), memory
+    def weigh(memory: Any, signals: Signals) -> Any:
+        return loss_weights(jnp.exp(signals.losses / temperature) / temperature), memory
 
-    return weighting("bmtl", weigh, needs="losses", num_tasks=num_tasks, scale_own=True)
+    return weighting("bmtl", weigh, needs="losses", num_tasks=num_tasks)

@@ -2,18 +2,18 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import optax
 
-from mtljax.gradients import Gramian
-from mtljax.methods._base import weighting
-from mtljax.methods._checks import Scalar, check, check_choice
+from mtljax.methods._base import Signals, weighting
+from mtljax.methods._checks import Scalar, check_choice, check_range
 from mtljax.methods._losses import mean_of_present
+from mtljax.methods.registry import COMMON, register
 from mtljax.solvers import cagrad_combination
 
 RESCALES = ("none", "1+c", "1+c^2")
 
 
+@register(needs="gramian", paper="2110.14048", properties=COMMON)
 def cagrad(
     c: Scalar = 0.4, *, rescale: str = "none", num_tasks: int | None = None, update_every: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -49,12 +49,12 @@ def cagrad(
     Raises:
       ValueError: if c is negative or `rescale` unknown.
     """
-    check(lambda: bool(0 <= c < jnp.inf), c, "cagrad: c must be >= 0 and finite")
+    check_range("cagrad", ">= 0", c=c)
     check_choice("cagrad", "rescale", rescale, RESCALES)
 
-    def weigh(memory: Any, *, gramian: Gramian, **_: Any) -> Any:
+    def weigh(memory: Any, signals: Signals) -> Any:
         divisor = {"none": 1, "1+c": 1 + c, "1+c^2": 1 + c**2}[rescale]
-        combination = cagrad_combination(gramian.cosines, gramian.norms, c) / divisor
-        return mean_of_present(combination, gramian.norms > 0), memory
+        combination = cagrad_combination(signals.gramian.cosines, signals.gramian.norms, c) / divisor
+        return mean_of_present(combination, signals.gramian.norms > 0), memory
 
     return weighting("cagrad", weigh, needs="gramian", num_tasks=num_tasks, update_every=update_every)

@@ -5,12 +5,15 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from mtljax.gradients import Gramian
-from mtljax.methods._base import weighting
+from mtljax.methods._base import Signals, weighting
 from mtljax.methods.imtl_g import equal_projections
+from mtljax.methods.registry import COMMON, register
 from mtljax.solvers import finite
 
 
+@register(
+    needs="gramian", paper="2408.11104", properties=(*COMMON, "non-conflicting if independent", "linear", "scale-free")
+)
 def conflict_free(
     *, num_tasks: int | None = None, update_every: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -42,8 +45,8 @@ def conflict_free(
       A transformation from K task gradients to one gradient; a task's own parameters get their own gradient unscaled.
     """
 
-    def weigh(memory: Any, *, gramian: Gramian, **_: Any) -> Any:
-        cosines, norms = gramian
+    def weigh(memory: Any, signals: Signals) -> Any:
+        cosines, norms = signals.gramian
         live = norms > 0
         largest = jnp.max(norms)
         y, projections = equal_projections(cosines)

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtljax.gradients import PyTree, TaskGradients
-from mtljax.methods._base import jacobian_method
-from mtljax.methods._checks import Scalar, check
+from mtljax.gradients import PyTree
+from mtljax.methods._base import Signals, jacobian_method
+from mtljax.methods._checks import Scalar, check_range
 from mtljax.methods._jacobian import cast_like, per_row, replace_shared, wide, zeros_per_task
 from mtljax.methods._state import state_dtype
+from mtljax.methods.registry import register
 
 
 class DBMTLMemory(NamedTuple):
@@ -25,6 +26,7 @@ class DBMTLMemory(NamedTuple):
     start: jax.Array
 
 
+@register(needs="jacobian", paper="2308.12029", properties=("permutable", "rotatable", "homogeneous", "scale-free"))
 def db_mtl(
     beta: Scalar = 0.9, sigma: Scalar = 0.0, *, num_tasks: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -66,19 +68,21 @@ def db_mtl(
     Raises:
       ValueError: if a value is out of its range, `num_tasks` is missing, or on update the losses are.
     """
-    check(lambda: bool(0 <= beta < 1), beta, "db_mtl: beta must lie in [0, 1)")
-    check(lambda: bool(0 <= sigma < jnp.inf), sigma, "db_mtl: sigma must be >= 0 and finite")
+    check_range("db_mtl", "[0, 1)", beta=beta)
+    check_range("db_mtl", ">= 0", sigma=sigma)
 
     def init_memory(num_tasks: int, params: PyTree) -> DBMTLMemory:
         return DBMTLMemory(zeros_per_task(num_tasks, params), jnp.ones(num_tasks, state_dtype(params)))
 
-    def rule(memory: DBMTLMemory, *, grads: TaskGradients, losses: jax.Array, seen: jax.Array, **_: Any) -> Any:
+    def rule(memory: DBMTLMemory, signals: Signals) -> Any:
+        grads = signals.grads
+        losses = signals.losses
         dtype = memory.start.dtype
         losses = losses.astype(dtype)
         rows = wide(grads)
         defined = losses > 0
         inverse = jnp.where(defined, _inverse(losses, rows), 0)
-        kept = beta / (seen + 1).astype(dtype) ** sigma
+        kept = beta / (signals.seen + 1).astype(dtype) ** sigma
         kept = jnp.where(defined, kept, 1).astype(dtype)  # the average of a task without a log loss waits
 
         def average(b: jax.Array, g: jax.Array) -> jax.Array:

@@ -5,12 +5,13 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from mtljax.gradients import Gramian
-from mtljax.methods._base import weighting
+from mtljax.methods._base import Signals, weighting
 from mtljax.methods._losses import mean_of_present
+from mtljax.methods.registry import COMMON, NEVER_CONFLICTS, register
 from mtljax.solvers import dual_cone_weights
 
 
+@register(needs="gramian", paper="2406.16232", properties=(*COMMON, *NEVER_CONFLICTS, "sum"))
 def dualproj(*, num_tasks: int | None = None, update_every: int | None = None) -> optax.GradientTransformationExtraArgs:
     """Dual cone projection (Lopez-Paz & Ranzato, arXiv:1706.08840; as a rule for tasks, arXiv:2406.16232).
 
@@ -42,9 +43,9 @@ def dualproj(*, num_tasks: int | None = None, update_every: int | None = None) -
       A transformation from K task gradients to one gradient; a task's own parameters get their own gradient unscaled.
     """
 
-    def weigh(memory: Any, *, gramian: Gramian, **_: Any) -> Any:
-        mean = jnp.full_like(gramian.norms, 1 / len(gramian.norms))
-        weights = dual_cone_weights(gramian.cosines, gramian.norms, mean)
-        return mean_of_present(weights, gramian.norms > 0), memory
+    def weigh(memory: Any, signals: Signals) -> Any:
+        mean = jnp.full_like(signals.gramian.norms, 1 / len(signals.gramian.norms))
+        weights = dual_cone_weights(signals.gramian.cosines, signals.gramian.norms, mean)
+        return mean_of_present(weights, signals.gramian.norms > 0), memory
 
     return weighting("dualproj", weigh, needs="gramian", num_tasks=num_tasks, update_every=update_every)

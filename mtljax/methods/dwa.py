@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree
-from mtljax.methods._base import weighting
-from mtljax.methods._checks import Scalar, check
+from mtljax.methods._base import Signals, weighting
+from mtljax.methods._checks import Scalar, check_range
 from mtljax.methods._losses import running_mean
 from mtljax.methods._state import state_dtype
+from mtljax.methods.registry import COMMON, register
 from mtljax.solvers import finite
 
 
@@ -28,6 +29,7 @@ class LossAverages(NamedTuple):
     before: jax.Array
 
 
+@register(needs="losses", paper="1803.10704", properties=(*COMMON, "linear"))
 def dwa(
     temperature: Scalar = 2.0, *, window: Scalar = 25, num_tasks: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -65,22 +67,21 @@ def dwa(
     Raises:
       ValueError: if `num_tasks` is missing, or `temperature` or `window` are out of range.
     """
-    check(lambda: bool(0 < temperature < jnp.inf), temperature, "dwa: temperature must be > 0 and finite")
-    check(lambda: bool(window >= 1 and window % 1 == 0), window, "dwa: window must be a whole number >= 1")
+    check_range("dwa", "> 0", temperature=temperature)
+    check_range("dwa", "whole >= 1", window=window)
 
     def init_memory(num_tasks: int, params: PyTree) -> LossAverages:
         ones = jnp.ones(num_tasks, state_dtype(params))
         return LossAverages(current=ones, last=ones, before=ones)
 
-    def weigh(memory: LossAverages, *, losses: jax.Array, seen: jax.Array, present: jax.Array, **_: Any) -> Any:
-        starts = seen % window == 0
+    def weigh(memory: LossAverages, signals: Signals) -> Any:
+        starts = signals.seen % window == 0
         last = jnp.where(starts, memory.current, memory.last)
         before = jnp.where(starts, memory.last, memory.before)
-        known = (seen >= 2 * window) & (before != 0)
+        known = (signals.seen >= 2 * window) & (before != 0)
         ratio = finite(jnp.where(known, last / jnp.where(known, before, 1), 1))
-        balanced = jnp.sum(present) * jax.nn.softmax(finite(ratio / temperature), where=present)
-        weights = jnp.where(jnp.any(known & present), balanced, present)
-        losses = jnp.where(jnp.isfinite(losses), losses, memory.current)
-        return weights, LossAverages(running_mean(memory.current, losses, seen % window), last, before)
+        balanced = jnp.sum(signals.present) * jax.nn.softmax(finite(ratio / temperature), where=signals.present)
+        weights = jnp.where(jnp.any(known & signals.present), balanced, signals.present)
+        return weights, LossAverages(running_mean(memory.current, signals.losses, signals.seen % window), last, before)
 
-    return weighting("dwa", weigh, needs="losses", num_tasks=num_tasks, scale_own=True, init_memory=init_memory)
+    return weighting("dwa", weigh, needs="losses", num_tasks=num_tasks, init_memory=init_memory)

@@ -2,15 +2,15 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from mtljax.gradients import Gramian
-from mtljax.methods._base import weighting
+from mtljax.methods._base import Signals, weighting
 from mtljax.methods._losses import positive
+from mtljax.methods.registry import COMMON, register
 
 
+@register(needs="gramian", paper="2306.09373", properties=COMMON)
 def emtl(*, num_tasks: int | None = None, update_every: int | None = None) -> optax.GradientTransformationExtraArgs:
     """A stand-in for EMTL (Yuan & Zhang, arXiv:2306.09373), whose exact update and code are not public.
 
@@ -41,11 +41,12 @@ def emtl(*, num_tasks: int | None = None, update_every: int | None = None) -> op
       parameters get their own gradient unscaled.
     """
 
-    def weigh(memory: Any, *, gramian: Gramian, losses: jax.Array, **_: Any) -> Any:
+    def weigh(memory: Any, signals: Signals) -> Any:
+        losses = signals.losses
         losses, live = positive(losses)
-        live &= gramian.norms > 0
+        live &= signals.gramian.norms > 0
         # The ratios normalised, through their logarithms: a loss or a norm may be anywhere in the dtype's range.
-        ratios = jnp.log(losses) - jnp.log(jnp.where(live, gramian.norms, 1))
+        ratios = jnp.log(losses) - jnp.log(jnp.where(live, signals.gramian.norms, 1))
         ratios = jnp.where(live, jnp.exp(ratios - jnp.max(jnp.where(live, ratios, -jnp.inf))), 0)
         return jnp.sum(live) * ratios / jnp.maximum(jnp.sum(ratios), 1), memory
 

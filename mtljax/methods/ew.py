@@ -5,9 +5,11 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from mtljax.methods._base import weighting
+from mtljax.methods._base import Signals, weighting
+from mtljax.methods.registry import COMMON, register
 
 
+@register(needs="nothing", paper="2201.04122", properties=(*COMMON, "linear", "sum"))
 def ew(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs:
     """Equal weighting: d = Σ_k g_k.
 
@@ -29,7 +31,7 @@ def ew(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs
       A transformation from K task gradients to one gradient.
     """
 
-    def weigh(memory: Any, *, num_tasks: int, **_: Any) -> Any:
-        return jnp.ones(num_tasks), memory
+    def weigh(memory: Any, signals: Signals) -> Any:
+        return jnp.ones(signals.num_tasks), memory
 
-    return weighting("ew", weigh, needs="nothing", num_tasks=num_tasks, scale_own=True)
+    return weighting("ew", weigh, needs="nothing", num_tasks=num_tasks)

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtljax.gradients import PyTree, TaskGradients
-from mtljax.methods._base import jacobian_method
-from mtljax.methods._checks import Scalar, check
+from mtljax.gradients import PyTree
+from mtljax.methods._base import Signals, jacobian_method
+from mtljax.methods._checks import Scalar, check_range
 from mtljax.methods._jacobian import wide, zeros_per_task
 from mtljax.methods._state import state_dtype
+from mtljax.methods.registry import register
 from mtljax.solvers import finite
 
 
@@ -28,6 +29,7 @@ class ExcessMTLMemory(NamedTuple):
     log_weights: jax.Array
 
 
+@register(needs="jacobian", paper="2402.02009", properties=("row span", "permutable", "homogeneous", "linear"))
 def excess_mtl(learning_rate: Scalar = 0.01, *, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs:
     """Task balancing by excess risks (He et al., arXiv:2402.02009).
 
@@ -65,15 +67,14 @@ def excess_mtl(learning_rate: Scalar = 0.01, *, num_tasks: int | None = None) ->
     Raises:
       ValueError: if η is negative or `num_tasks` is missing.
     """
-    check(
-        lambda: bool(0 <= learning_rate < jnp.inf), learning_rate, "excess_mtl: learning_rate must be >= 0 and finite"
-    )
+    check_range("excess_mtl", ">= 0", learning_rate=learning_rate)
 
     def init_memory(num_tasks: int, params: PyTree) -> ExcessMTLMemory:
         zeros = jnp.zeros(num_tasks, state_dtype(params))
         return ExcessMTLMemory(zeros_per_task(num_tasks, params), zeros, zeros)
 
-    def rule(memory: ExcessMTLMemory, *, grads: TaskGradients, present: jax.Array, **_: Any) -> Any:
+    def rule(memory: ExcessMTLMemory, signals: Signals) -> Any:
+        grads = signals.grads
         rows = wide(grads)
         lengths = jax.tree.map(lambda h, g: finite(jnp.hypot(h, g)), memory.lengths, rows)
         excess = sum(
@@ -84,7 +85,7 @@ def excess_mtl(learning_rate: Scalar = 0.01, *, num_tasks: int | None = None) ->
         excess = finite(excess)
         started = memory.initial > 0
         ratio = jnp.where(started, excess / jnp.where(started, memory.initial, 1), 0)
-        log_weights = _normalised(memory.log_weights, learning_rate, ratio, present)
+        log_weights = _normalised(memory.log_weights, learning_rate, ratio, signals.present)
         initial = jnp.where(started, memory.initial, excess)
         weights = jnp.exp(log_weights)
         return grads.combine(weights, scale_own=True), weights, ExcessMTLMemory(lengths, initial, log_weights)

@@ -2,15 +2,19 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import optax
 
-from mtljax.gradients import Gramian
-from mtljax.methods._base import weighting
-from mtljax.methods._checks import Scalar, check
+from mtljax.methods._base import Signals, weighting
+from mtljax.methods._checks import Scalar, check_range
+from mtljax.methods.registry import NEVER_CONFLICTS, register
 from mtljax.solvers import fairness_weights
 
 
+@register(
+    needs="gramian",
+    paper="2402.15638",
+    properties=("row span", "permutable", "rotatable", *NEVER_CONFLICTS, "scale-free"),
+)
 def fairgrad(
     alpha: Scalar = 1.0, *, num_tasks: int | None = None, update_every: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -52,9 +56,9 @@ def fairgrad(
     Raises:
       ValueError: if alpha is not positive and finite.
     """
-    check(lambda: bool(0 < alpha < jnp.inf), alpha, "fairgrad: alpha must be positive and finite")
+    check_range("fairgrad", "> 0", alpha=alpha)
 
-    def weigh(memory: Any, *, gramian: Gramian, **_: Any) -> Any:
-        return fairness_weights(gramian.cosines, gramian.norms, alpha), memory
+    def weigh(memory: Any, signals: Signals) -> Any:
+        return fairness_weights(signals.gramian.cosines, signals.gramian.norms, alpha), memory
 
     return weighting("fairgrad", weigh, needs="gramian", num_tasks=num_tasks, update_every=update_every)

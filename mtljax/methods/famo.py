@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from mtljax.gradients import PyTree
-from mtljax.methods._base import weighting
-from mtljax.methods._checks import Scalar, by_task, check
+from mtljax.methods._base import Signals, weighting
+from mtljax.methods._checks import Scalar, by_task, check_range
 from mtljax.methods._losses import positive, waiting
 from mtljax.methods._state import state_dtype
+from mtljax.methods.registry import COMMON, register
 
 
 class FamoMemory(NamedTuple):
@@ -29,6 +29,7 @@ class FamoMemory(NamedTuple):
     gaps: jax.Array
 
 
+@register(needs="losses", paper="2306.03792", properties=(*COMMON, "linear", "scale-free"), losses_after=True)
 def famo(
     decay: Scalar = 1e-3,
     learning_rate: Scalar = 0.025,
@@ -83,10 +84,9 @@ def famo(
       ValueError: if `num_tasks` is missing, or a hyperparameter is out of range or of the wrong shape,
         or on update `min_losses` names other tasks.
     """
-    check(lambda: bool(0 <= decay < jnp.inf), decay, "famo: decay must be >= 0 and finite")
-    check(lambda: bool(0 <= learning_rate < jnp.inf), learning_rate, "famo: learning_rate must be >= 0 and finite")
+    check_range("famo", ">= 0", decay=decay, learning_rate=learning_rate)
     minima, names = by_task(min_losses)
-    check(lambda: bool(np.isfinite(minima).all()), minima, "famo: min_losses must be finite")
+    check_range("famo", "any", min_losses=minima)
     learner = optimizer
     if learner is None:
         learner = optax.chain(optax.add_decayed_weights(decay), optax.scale_by_adam(), optax.scale(-learning_rate))
@@ -117,25 +117,18 @@ def famo(
         learned = optax.apply_updates(memory.logits, updates), opt_state
         return waiting(learns, learned, (memory.logits, memory.opt_state))
 
-    def weigh(
-        memory: FamoMemory,
-        *,
-        losses: jax.Array,
-        losses_after: jax.Array | None,
-        step: jax.Array,
-        present: jax.Array,
-        **_: Any,
-    ) -> Any:
-        losses = losses.astype(memory.gaps.dtype)
-        after = losses if losses_after is None else losses_after
-        # The losses after are those of the batch before, where other tasks may have had a label.
-        learned = learn(memory, after.astype(memory.gaps.dtype), present if losses_after is None else after != 0)
+    def weigh(memory: FamoMemory, signals: Signals) -> Any:
+        losses = signals.losses.astype(memory.gaps.dtype)
+        after = losses if signals.losses_after is None else signals.losses_after
+        # The losses after are those of the batch before; tasks without a label there have left no gap.
+        labelled = signals.present if signals.losses_after is None else jnp.ones_like(signals.present)
+        learned = learn(memory, after.astype(memory.gaps.dtype), labelled)
         # At the first update there is no improvement to learn from.
         logits, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(step > 0, new, old), learned, (memory.logits, memory.opt_state)
+            lambda new, old: jnp.where(signals.step > 0, new, old), learned, (memory.logits, memory.opt_state)
         )
         current, live = gaps(losses)
-        live &= present
+        live &= signals.present
         weights = jax.nn.softmax(logits - jnp.log(current), where=live)
         return jnp.where(live, weights, 0), FamoMemory(logits, opt_state, jnp.where(live, current, 0))
 
@@ -144,7 +137,6 @@ def famo(
         weigh,
         needs="losses",
         num_tasks=num_tasks,
-        scale_own=True,
         task_names=names,
         init_memory=init_memory,
         waits=False,

@@ -1,21 +1,20 @@
 """FS-MTL: any method on sharpness-aware gradients, their losses' and their flatness' part aggregated apart."""
 
-import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
-from mtljax.gradients import PyTree, TaskGradients
-from mtljax.gradients.linearized import differences
-from mtljax.methods._around import base_and_pair, check_evaluable, is_zero
-from mtljax.methods._base import as_task_gradients
-from mtljax.methods._checks import Scalar, check, check_choice, static_int
+from mtljax.gradients import PyTree, TaskGradients, differences
+from mtljax.methods._checks import Scalar, check_choice, check_num_tasks, check_range, static_int
 from mtljax.methods._perturbation import Radius, uphill
-from mtljax.methods._state import task_weights
+from mtljax.methods._state import all_finite, only_if, task_weights
+from mtljax.methods._updates import as_task_gradients
+from mtljax.methods.cagrad import cagrad
+from mtljax.methods.registry import register
 
 AGGREGATES = ("decomposed", "direct", "second", "each")
 NORMS = ("separate", "joint")
@@ -44,15 +43,16 @@ class FsMtlState(NamedTuple):
         return task_weights(self.loss)
 
 
+@register(needs="jacobian", paper="2211.13723", properties=("permutable", "homogeneous"), plain_jacobian=False)
 def fs_mtl(
-    base: str | optax.GradientTransformation = "cagrad",
+    base: optax.GradientTransformation | None = None,
     rho: Scalar = 0.05,
     adaptive: bool = False,
     rho_heads: Scalar | None = None,
     norm: str = "separate",
     aggregate: str = "decomposed",
     *,
-    base_options: Mapping[str, Any] | None = None,
+    pair_base: optax.GradientTransformation | None = None,
     perturb_every: int | None = None,
     shared_perturbation: bool = False,
     num_tasks: int | None = None,
@@ -67,7 +67,7 @@ def fs_mtl(
 
     A is the base method, with a state of its own for each of the two. The shared parameters and the task's own are
     perturbed together; its own receive ∇L_k(θ + ε_k) where A leaves own parameters unscaled. Cost: 2K backward passes
-    and K + 1 forward passes. `aggregate="direct"` is A(∇L_k(θ + ε_k)), so `fs_mtl("ew", aggregate="direct")` is SAM for
+    and K + 1 forward passes. `aggregate="direct"` is A(∇L_k(θ + ε_k)), so `fs_mtl(ew(), aggregate="direct")` is SAM for
     each task and summed, and with one task it is SAM itself, two gradients a step.
 
     The default ρ is that of SAM (arXiv:2010.01412); the paper's code has ρ = 2 with `adaptive` and `norm="joint"` on
@@ -94,7 +94,7 @@ def fs_mtl(
     [6.0, 1.5]
 
     Args:
-      base: A: a method's name, or any transformation from task gradients to one gradient, such as `mtl.cagrad(c=0.4)`.
+      base: A: any transformation from task gradients to one gradient, as `mtl.nash_mtl()`; None for `mtl.cagrad()`.
       rho: ρ, at least 0, in units of the parameters; adaptive, of their relative change. May be a tracer.
       adaptive: whether each parameter counts relative to its own size.
       rho_heads: ρ of a task's own parameters, None for `rho`. May be a tracer.
@@ -102,7 +102,7 @@ def fs_mtl(
         over both. With one task all parameters are shared, unless `task_gradients` is told otherwise.
       aggregate: "decomposed" as above; "direct" as above; "second" is A of the two results in place of their sum;
         "each" is A over the tasks of A(g_k, g_k^flat).
-      base_options: hyperparameters of a base given by name.
+      pair_base: A of pairs, for "second" and "each" with a base that was built for K tasks; None for `base`.
       perturb_every: not the paper's: the perturbed pass every n updates, its flat parts kept (K copies of the
         parameters) and reused in between, where an update costs that of the base. `update(..., solve=True|False)` then
         says at trace time whether to perturb.
@@ -118,13 +118,19 @@ def fs_mtl(
       ValueError: on values out of range, or options that do not go together; on update, on gradients that cannot be
         evaluated elsewhere, or in mode "features" without `shared_perturbation`.
     """
-    check(lambda: bool(0 <= rho < math.inf), rho, "fs_mtl: rho must be at least 0 and finite")
+    if base is not None and not (callable(getattr(base, "init", None)) and callable(getattr(base, "update", None))):
+        raise ValueError(
+            f"fs_mtl: base must be a transformation, such as mtl.cagrad(), got {base!r}: mtl.methods.create(name) "
+            "builds one by its name"
+        )
+    check_range("fs_mtl", ">= 0", rho=rho)
     if rho_heads is not None:
-        check(lambda: bool(0 <= rho_heads < math.inf), rho_heads, "fs_mtl: rho_heads must be at least 0 and finite")
+        check_range("fs_mtl", ">= 0", rho_heads=rho_heads)
         if norm == "joint":
             raise ValueError('fs_mtl: norm="joint" takes one length of the whole step: leave out rho_heads')
     check_choice("fs_mtl", "norm", norm, NORMS)
     check_choice("fs_mtl", "aggregate", aggregate, AGGREGATES)
+    check_num_tasks("fs_mtl", num_tasks)
     if perturb_every is not None and (not isinstance(perturb_every, int) or perturb_every < 1):
         raise ValueError(
             f"fs_mtl: perturb_every must be a positive Python int, got {perturb_every!r} "
@@ -133,8 +139,11 @@ def fs_mtl(
     if num_tasks is None and (aggregate == "each" or perturb_every is not None):
         what = 'aggregate="each"' if aggregate == "each" else "perturb_every"
         raise ValueError(f"fs_mtl: {what} remembers something of every task; pass num_tasks=K")
-    whole, pair = base_and_pair(base, base_options, num_tasks, paired=aggregate in ("second", "each"))
-    if is_zero(rho) and (rho_heads is None or is_zero(rho_heads)):
+    whole = optax.with_extra_args_support(cagrad(num_tasks=num_tasks) if base is None else base)
+    pair = None
+    if aggregate in ("second", "each"):
+        pair = optax.with_extra_args_support(pair_base or (cagrad() if base is None else base))
+    if _is_zero(rho) and (rho_heads is None or _is_zero(rho_heads)):
         return whole
     radius = Radius(rho, rho_heads, adaptive, norm == "joint")
 
@@ -147,7 +156,7 @@ def fs_mtl(
             if weights is not None and len(weights) != 2:
                 raise ValueError(
                     f"fs_mtl: aggregate={aggregate!r} also aggregates pairs, but the base was built with num_tasks="
-                    f"{len(weights)}: leave num_tasks out of it, or give it by name"
+                    f"{len(weights)}: leave num_tasks out of it, or pass pair_base"
                 )
             if aggregate == "each":
                 assert num_tasks is not None
@@ -164,18 +173,18 @@ def fs_mtl(
         if shared_perturbation:
             total = jax.tree.map(lambda leaf: leaf[None], grads.combine(jnp.ones(grads.num_tasks), scale_own=True))
             points, moved = uphill(grads.params, total, grads.shared, radius)
-            found = grads.moved_to(jax.tree.map(lambda leaf: leaf[0], points))
+            there = grads.moved_to(jax.tree.map(lambda leaf: leaf[0], points))
         else:
             points, moved = uphill(grads.params, grads.jacobian(), grads.shared, radius)
-            found = grads.at(points)
-        return (found if grads.losses is None else found.with_losses(grads.losses)), moved
+            there = grads.at(points)
+        return (there if grads.losses is None else there.with_losses(grads.losses)), moved
 
     def flat_parts(grads: TaskGradients) -> TaskGradients:
         """The changes of the gradients, in their place."""
         if not shared_perturbation:
             return grads.changes(lambda rows: uphill(grads.params, rows, grads.shared, radius))
-        found, moved = perturbed(grads)
-        return grads.with_jacobian(differences(found.jacobian(), grads.jacobian(), moved))
+        there, moved = perturbed(grads)
+        return grads.with_jacobian(differences(there.jacobian(), grads.jacobian(), moved))
 
     def aggregated(
         every: list[TaskGradients], flats: list[TaskGradients], state: FsMtlState, params: PyTree, extra: dict[str, Any]
@@ -189,51 +198,33 @@ def fs_mtl(
             (grads,), (flat,) = every, flats
             pairs = jax.tree.map(lambda a, b: jnp.stack([a, b], axis=1), grads.jacobian(), flat.jacobian())
 
-            def of_task(rows: PyTree, one: Any) -> Any:
+            def aggregate_pair(rows: PyTree, one: Any) -> Any:
                 return pair.update(TaskGradients.from_jacobian(rows, shared=grads.shared), one, params)
 
-            rows, paired = jax.vmap(of_task)(pairs, state.pair)
+            rows, paired = jax.vmap(aggregate_pair)(pairs, state.pair)
             gradient, loss = whole.update(_one([grads.with_jacobian(rows)]), state.loss, params, **extra)
             return gradient, state._replace(loss=loss, pair=paired)
-        of_losses, loss = whole.update(_one(every), state.loss, params, **extra)
-        of_flat, flat = whole.update(_one(flats), state.flat, params, **extra)
+        loss_part, loss = whole.update(_one(every), state.loss, params, **extra)
+        flat_part, flat = whole.update(_one(flats), state.flat, params, **extra)
         state = state._replace(loss=loss, flat=flat)
         if pair is None:
-            return _add(of_losses, of_flat), state
-        both = jax.tree.map(lambda a, b: jnp.stack([a, b]), of_losses, of_flat)
+            return _add(loss_part, flat_part), state
+        both = jax.tree.map(lambda a, b: jnp.stack([a, b]), loss_part, flat_part)
         both = TaskGradients.from_jacobian(both, shared=every[0].shared)
         gradient, paired = pair.update(both, state.pair, params)
         return gradient, state._replace(pair=paired)
 
-    def update_fn(
-        updates: Any,
-        state: Any,
-        params: PyTree | None = None,
-        *,
-        losses: Any = None,
-        solve: bool | None = None,
-        **extra: Any,
-    ) -> tuple[PyTree, Any]:
-        several = isinstance(updates, tuple) and all(isinstance(each, TaskGradients) for each in updates)
-        every = [as_task_gradients(each, params, losses) for each in (updates if several else (updates,))]
-        for each in every:
-            check_evaluable(
-                each, num_tasks, any_mode=shared_perturbation and aggregate == "direct" and perturb_every is None
-            )
-        if len(every) > 1 and (perturb_every is not None or aggregate in ("second", "each")):
-            raise ValueError(
-                'fs_mtl: several independent batches go with aggregate="decomposed" or "direct" and no perturb_every'
-            )
-        params = every[0].params if params is None else params
-        state = state._replace(step=state.step + 1)
+    def updated(
+        every: list[TaskGradients], state: FsMtlState, params: PyTree, solve: bool | None, extra: dict[str, Any]
+    ) -> tuple[PyTree, FsMtlState]:
+        """The gradient and the state after it, good or not."""
         if perturb_every is None:
             extra["solve"] = solve
             if aggregate == "direct":
                 gradient, loss = whole.update(_one([perturbed(g)[0] for g in every]), state.loss, params, **extra)
                 return gradient, state._replace(loss=loss)
             every = [g if _streams(g) and not shared_perturbation else g.materialize() for g in every]
-            flats = [flat_parts(g) for g in every]
-            return aggregated(every, flats, state, params, extra)
+            return aggregated(every, [flat_parts(g) for g in every], state, params, extra)
         grads = every[0].materialize()
         if solve is None:
             due = (state.step - 1) % perturb_every == 0
@@ -242,7 +233,59 @@ def fs_mtl(
             rows = flat_parts(grads).jacobian() if solve else state.rows
         return aggregated([grads], [grads.with_jacobian(rows)], state._replace(rows=rows), params, extra)
 
+    def update_fn(
+        updates: Any,
+        state: Any,
+        params: PyTree | None = None,
+        *,
+        losses: Any = None,
+        present: Any = None,
+        solve: bool | None = None,
+        **extra: Any,
+    ) -> tuple[PyTree, Any]:
+        several = isinstance(updates, tuple) and all(isinstance(each, TaskGradients) for each in updates)
+        every = [
+            as_task_gradients("fs_mtl", each, params, losses, present) for each in (updates if several else (updates,))
+        ]
+        for each in every:
+            _check_evaluable(
+                each, num_tasks, any_mode=shared_perturbation and aggregate == "direct" and perturb_every is None
+            )
+        if len(every) > 1 and (perturb_every is not None or aggregate in ("second", "each")):
+            raise ValueError(
+                'fs_mtl: several independent batches go with aggregate="decomposed" or "direct" and no perturb_every'
+            )
+        params = every[0].params if params is None else params
+        gradient, after = updated(every, state._replace(step=state.step + 1), params, solve, extra)
+        return gradient, only_if(all_finite(gradient), after, state)
+
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_evaluable(grads: TaskGradients, num_tasks: int | None, any_mode: bool) -> None:
+    """Refuses gradients that cannot be taken again elsewhere, or not of every task unless in `any_mode`."""
+    if num_tasks is not None and grads.num_tasks != num_tasks:
+        raise ValueError(f"fs_mtl: built with num_tasks={num_tasks}, but got the gradients of {grads.num_tasks}")
+    if grads.choice is None:
+        raise ValueError(
+            "fs_mtl evaluates gradients again at perturbed parameters, which an explicit Jacobian cannot: pass the "
+            "result of mtl.task_gradients(losses_fn, params, ...)"
+        )
+    if grads.changed:
+        raise ValueError(
+            "fs_mtl evaluates gradients again, and what changed these before would miss the new ones: put it into the "
+            "base, as in mtl.fs_mtl(optax.chain(mtl.per_task(...), mtl.ew()))"
+        )
+    if grads.choice.mode == "features" and not any_mode:
+        raise ValueError(
+            'fs_mtl perturbs parameters by the gradient of every task, which mode="features" saves: use another mode, '
+            'or aggregate="direct" with shared_perturbation=True'
+        )
+
+
+def _is_zero(rho: Any) -> bool:
+    """Whether this is the number 0 of Python or NumPy; jax arrays count as traced, so that one program fits all."""
+    return isinstance(rho, (int, float, np.number)) and rho == 0
 
 
 def _streams(grads: TaskGradients) -> bool:

@@ -2,14 +2,15 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from mtljax.methods._base import weighting
+from mtljax.methods._base import Signals, weighting
 from mtljax.methods._losses import loss_weights, positive
+from mtljax.methods.registry import COMMON, register
 
 
+@register(needs="losses", paper="1904.08492", properties=(*COMMON, "linear", "scale-free"))
 def gls(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs:
     """Geometric loss strategy (Chennupati et al., arXiv:1904.08492).
 
@@ -37,10 +38,11 @@ def gls(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraArg
       weight too.
     """
 
-    def weigh(memory: Any, *, losses: jax.Array, **_: Any) -> Any:
+    def weigh(memory: Any, signals: Signals) -> Any:
+        losses = signals.losses
         losses, live = positive(losses)
         logs = jnp.log(losses)  # 0 for a task that is left out
         count = jnp.maximum(live.sum(), 1)
         return loss_weights(jnp.exp(logs.sum() / count - logs) / count, live), memory
 
-    return weighting("gls", weigh, needs="losses", num_tasks=num_tasks, scale_own=True)
+    return weighting("gls", weigh, needs="losses", num_tasks=num_tasks)

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mtljax.gradients import TaskGradients
-from mtljax.methods._base import jacobian_method
-from mtljax.methods._checks import Scalar, by_task, check
+from mtljax.methods._base import Signals, jacobian_method
+from mtljax.methods._checks import Scalar, by_task, check_range
 from mtljax.methods._jacobian import cast_like, per_row, replace_shared, wide
+from mtljax.methods.registry import register
 
 
+@register(needs="jacobian", paper="2010.06808", properties=("permutable", "homogeneous"))
 def graddrop(
     leak: Scalar | Mapping[str, float] | Sequence[float] | np.ndarray = 0.0,
     *,
@@ -56,13 +57,14 @@ def graddrop(
     """
     values, names = by_task(leak)
     leaks = jnp.asarray(values, dtype=float)
-    check(lambda: bool(jnp.all((leaks >= 0) & (leaks <= 1))), leaks, "graddrop: leak must lie in [0, 1]")
+    check_range("graddrop", "[0, 1]", leak=leaks)
 
-    def rule(memory: Any, *, grads: TaskGradients, key: jax.Array, **_: Any) -> Any:
+    def rule(memory: Any, signals: Signals) -> Any:
+        grads = signals.grads
         if leaks.shape not in ((), (grads.num_tasks,)):
             raise ValueError(f"graddrop: leak has shape {leaks.shape}, expected one number or one for each task")
         leaves, treedef = jax.tree.flatten(wide(grads))
-        keys = jax.random.split(key, len(leaves))
+        keys = jax.random.split(signals.key, len(leaves))
         per_task_leak = jnp.broadcast_to(leaks, (grads.num_tasks,))
         kept = [  # float32 draws in 64-bit mode too, so that a seed drops the same signs there
             _drop_signs(leaf, jax.random.uniform(k, leaf.shape[1:], jnp.float32), per_task_leak)

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtljax.gradients import Gramian, PyTree
-from mtljax.methods._base import weighting
-from mtljax.methods._checks import Scalar, check
+from mtljax.gradients import PyTree
+from mtljax.methods._base import Signals, weighting
+from mtljax.methods._checks import Scalar, check_range
 from mtljax.methods._losses import positive, waiting
 from mtljax.methods._state import state_dtype
+from mtljax.methods.registry import COMMON, register
 from mtljax.solvers import finite, normalised
 
 
@@ -28,6 +29,7 @@ class LearnedWeights(NamedTuple):
     opt_state: Any
 
 
+@register(needs="gramian", paper="1711.02257", properties=COMMON)
 def gradnorm(
     alpha: Scalar = 1.5,
     *,
@@ -75,11 +77,12 @@ def gradnorm(
     Raises:
       ValueError: if alpha is negative or `num_tasks` is missing.
     """
-    check(lambda: bool(0 <= alpha < jnp.inf), alpha, "gradnorm: alpha must be >= 0 and finite")
+    check_range("gradnorm", ">= 0", alpha=alpha, learning_rate=learning_rate)
     learner = optax.adam(learning_rate) if optimizer is None else optimizer
 
-    def weigh(memory: LearnedWeights, *, gramian: Gramian, losses: jax.Array, num_tasks: int, **_: Any) -> Any:
-        weights, norms = memory.weights, gramian.norms
+    def weigh(memory: LearnedWeights, signals: Signals) -> Any:
+        losses = signals.losses
+        weights, norms = memory.weights, signals.gramian.norms
         losses, usable = positive(losses)
         initial = jnp.where((memory.initial > 0) | ~usable, memory.initial, losses)
         live = usable & (norms > 0)
@@ -100,7 +103,7 @@ def gradnorm(
         moved: Any = optax.apply_updates(weights, step)
         learned = jnp.maximum(moved, weights / 2)
         # The weights sum to K; those that are not learned keep theirs.
-        total = jnp.where(jnp.all(live), num_tasks, jnp.sum(weights, where=live))
+        total = jnp.where(jnp.all(live), signals.num_tasks, jnp.sum(weights, where=live))
         learned = jnp.where(live, learned * (total / jnp.sum(learned, where=live, initial=0)), weights)
         return weights, LearnedWeights(learned, initial, opt_state)
 

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from mtljax.gradients import Gramian, PyTree
-from mtljax.methods._base import weighting
-from mtljax.methods._checks import Scalar, check
+from mtljax.gradients import PyTree
+from mtljax.methods._base import Signals, weighting
+from mtljax.methods._checks import Scalar, check_range
 from mtljax.methods._state import state_dtype
+from mtljax.methods.registry import register
 
 
 class Cosines(NamedTuple):
@@ -23,6 +24,7 @@ class Cosines(NamedTuple):
     target: jax.Array
 
 
+@register(needs="gramian", paper="2010.05874", properties=("row span", "rotatable", "homogeneous", "linear"))
 def gradvac(
     beta: Scalar = 0.5,
     *,
@@ -68,14 +70,14 @@ def gradvac(
     Raises:
       ValueError: if beta is outside [0, 1] or `num_tasks` is missing.
     """
-    check(lambda: bool(0 <= beta <= 1), beta, "gradvac: beta must be in [0, 1]")
+    check_range("gradvac", "[0, 1]", beta=beta)
 
-    def weigh(memory: Cosines, *, gramian: Gramian, num_tasks: int, key: jax.Array | None, **_: Any) -> Any:
-        order = jnp.tile(jnp.arange(num_tasks), (num_tasks, 1))
+    def weigh(memory: Cosines, signals: Signals) -> Any:
+        order = jnp.tile(jnp.arange(signals.num_tasks), (signals.num_tasks, 1))
         if shuffle:
-            assert key is not None
-            order = jax.random.permutation(key, order, axis=1, independent=True)
-        weights, target = _vaccine(gramian.cosines, gramian.norms, order, memory.target, beta)
+            assert signals.key is not None
+            order = jax.random.permutation(signals.key, order, axis=1, independent=True)
+        weights, target = _vaccine(signals.gramian.cosines, signals.gramian.norms, order, memory.target, beta)
         return weights, Cosines(target)
 
     def init_memory(num_tasks: int, params: PyTree) -> Cosines:

@@ -2,19 +2,22 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from mtljax.gradients import Gramian, PyTree
-from mtljax.methods._base import weighting
-from mtljax.methods._checks import Scalar, check
+from mtljax.gradients import PyTree
+from mtljax.methods._base import Signals, weighting
+from mtljax.methods._checks import Scalar, check_range
 from mtljax.methods._losses import loss_weights
 from mtljax.methods.imtl_g import impartial_weights
 from mtljax.methods.imtl_l import LossScales, init_scales, scale_weights, step_scales
+from mtljax.methods.registry import COMMON, register
 from mtljax.solvers import normalised
 
 
+@register(
+    needs="gramian", paper="IMTL, ICLR 2021", properties=(*COMMON, "non-conflicting if independent", "scale-free")
+)
 def imtl(
     *,
     learning_rate: Scalar = 0.025,
@@ -58,19 +61,19 @@ def imtl(
     Raises:
       ValueError: if `num_tasks` is missing or `learning_rate` is negative.
     """
-    check(lambda: bool(0 <= learning_rate < jnp.inf), learning_rate, "imtl: learning_rate must be >= 0 and finite")
+    check_range("imtl", ">= 0", learning_rate=learning_rate)
     learner = optax.adam(learning_rate) if optimizer is None else optimizer
 
-    def weigh(memory: LossScales, *, gramian: Gramian, losses: jax.Array, **_: Any) -> Any:
-        cosines, norms = gramian
-        scales = scale_weights(memory, losses).astype(norms.dtype)
+    def weigh(memory: LossScales, signals: Signals) -> Any:
+        cosines, norms = signals.gramian
+        scales = scale_weights(memory).astype(norms.dtype)
         live = (norms > 0) & (scales > 0)
         tiny = jnp.finfo(norms.dtype).tiny
         # Only ratios of the scaled norms matter; of the largest norm and scale, so that no product overflows.
         scaled = normalised(norms)[0] * normalised(scales)[0]
         scaled = jnp.where(live, jnp.maximum(scaled, tiny), 0)
         weights = impartial_weights(jnp.where(live[:, None] & live, cosines, 0), scaled, guard)
-        return loss_weights(weights * scales, live), step_scales(memory, losses, learner)
+        return loss_weights(weights * scales, live), step_scales(memory, signals.losses, learner)
 
     def init_memory(num_tasks: int, params: PyTree) -> LossScales:
         return init_scales(num_tasks, params, 0, learner)
@@ -81,7 +84,7 @@ def imtl(
         needs="gramian",
         num_tasks=num_tasks,
         reads_losses=True,
-        scale_own=lambda memory: loss_weights(jnp.exp(memory.log_scales)),
+        scale_own=scale_weights,
         update_every=update_every,
         init_memory=init_memory,
     )

@@ -7,11 +7,14 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from mtljax.gradients import Gramian
-from mtljax.methods._base import weighting
+from mtljax.methods._base import Signals, weighting
+from mtljax.methods.registry import COMMON, register
 from mtljax.solvers import finite, unit_solve
 
 
+@register(
+    needs="gramian", paper="IMTL, ICLR 2021", properties=(*COMMON, "non-conflicting if independent", "scale-free")
+)
 def imtl_g(
     *, guard: bool = True, num_tasks: int | None = None, update_every: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -48,8 +51,8 @@ def imtl_g(
       A transformation from K task gradients to one gradient; a task's own parameters get their own gradient unscaled.
     """
 
-    def weigh(memory: Any, *, gramian: Gramian, **_: Any) -> Any:
-        return impartial_weights(gramian.cosines, gramian.norms, guard), memory
+    def weigh(memory: Any, signals: Signals) -> Any:
+        return impartial_weights(signals.gramian.cosines, signals.gramian.norms, guard), memory
 
     return weighting("imtl_g", weigh, needs="gramian", num_tasks=num_tasks, update_every=update_every)
 

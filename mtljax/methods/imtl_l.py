@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree
-from mtljax.methods._base import weighting
-from mtljax.methods._checks import Scalar, check
+from mtljax.methods._base import Signals, weighting
+from mtljax.methods._checks import Scalar, check_range
 from mtljax.methods._losses import loss_weights, safe_gradient
 from mtljax.methods._state import state_dtype
+from mtljax.methods.registry import COMMON, register
 from mtljax.solvers import finite
 
 
@@ -26,6 +27,7 @@ class LossScales(NamedTuple):
     opt_state: Any
 
 
+@register(needs="losses", paper="IMTL, ICLR 2021", properties=(*COMMON, "linear"))
 def imtl_l(
     *,
     init: Scalar = 0.0,
@@ -69,17 +71,17 @@ def imtl_l(
     Raises:
       ValueError: if `num_tasks` is missing, or `init` or `learning_rate` are out of range.
     """
-    check(lambda: bool(-jnp.inf < init < jnp.inf), init, "imtl_l: init must be finite")
-    check(lambda: bool(0 <= learning_rate < jnp.inf), learning_rate, "imtl_l: learning_rate must be >= 0 and finite")
+    check_range("imtl_l", "any", init=init)
+    check_range("imtl_l", ">= 0", learning_rate=learning_rate)
     learner = optax.adam(learning_rate) if optimizer is None else optimizer
 
     def init_memory(num_tasks: int, params: PyTree) -> LossScales:
         return init_scales(num_tasks, params, init, learner)
 
-    def weigh(memory: LossScales, *, losses: jax.Array, **_: Any) -> Any:
-        return scale_weights(memory, losses), step_scales(memory, losses, learner)
+    def weigh(memory: LossScales, signals: Signals) -> Any:
+        return scale_weights(memory), step_scales(memory, signals.losses, learner)
 
-    return weighting("imtl_l", weigh, needs="losses", num_tasks=num_tasks, scale_own=True, init_memory=init_memory)
+    return weighting("imtl_l", weigh, needs="losses", num_tasks=num_tasks, init_memory=init_memory)
 
 
 def init_scales(num_tasks: int, params: PyTree, init: Scalar, optimizer: optax.GradientTransformation) -> LossScales:
@@ -88,14 +90,14 @@ def init_scales(num_tasks: int, params: PyTree, init: Scalar, optimizer: optax.G
     return LossScales(log_scales, optimizer.init(log_scales))
 
 
-def scale_weights(scales: LossScales, losses: jax.Array) -> jax.Array:
-    """The (K,) weights exp(s), cut to their range, 0 where a loss is infinite or NaN."""
-    return loss_weights(jnp.exp(scales.log_scales), jnp.isfinite(losses))
+def scale_weights(scales: LossScales) -> jax.Array:
+    """The (K,) weights exp(s), cut to their range."""
+    return loss_weights(jnp.exp(scales.log_scales))
 
 
 def step_scales(scales: LossScales, losses: jax.Array, optimizer: optax.GradientTransformation) -> LossScales:
     """The scales after one step of the optimizer on Σ_k (exp(s_k) L_k - s_k)."""
-    gradient = safe_gradient(finite(jnp.exp(scales.log_scales)) * losses - 1, losses, scales.log_scales)
+    gradient = safe_gradient(finite(jnp.exp(scales.log_scales)) * losses - 1, scales.log_scales)
     updates, opt_state = optimizer.update(gradient, scales.opt_state, scales.log_scales)
     log_scales: Any = optax.apply_updates(scales.log_scales, updates)
     return LossScales(log_scales, opt_state)

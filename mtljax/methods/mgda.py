@@ -6,15 +6,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtljax.gradients import Gramian
-from mtljax.methods._base import weighting
+from mtljax.methods._base import Signals, weighting
 from mtljax.methods._checks import check_choice
 from mtljax.methods._losses import positive
+from mtljax.methods.registry import COMMON, NEVER_CONFLICTS, register
 from mtljax.solvers import finite, min_norm_weights
 
 NORMALIZERS = ("none", "l2", "loss", "loss+")
 
 
+@register(needs="gramian", paper="1810.04650", properties=(*COMMON, *NEVER_CONFLICTS))
 def mgda(
     normalize: str = "none", *, num_tasks: int | None = None, update_every: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -52,8 +53,9 @@ def mgda(
     check_choice("mgda", "normalize", normalize, NORMALIZERS)
     reads_losses = normalize in ("loss", "loss+")
 
-    def weigh(memory: Any, *, gramian: Gramian, losses: jax.Array | None, **_: Any) -> Any:
-        cosines, norms = gramian
+    def weigh(memory: Any, signals: Signals) -> Any:
+        losses = signals.losses
+        cosines, norms = signals.gramian
         live = norms > 0
         if normalize in ("l2", "loss+"):
             norms = live.astype(norms.dtype)

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from mtljax.gradients import Gramian, PyTree, TaskGradients
-from mtljax.methods._base import jacobian_method
-from mtljax.methods._checks import Scalar, check
+from mtljax.gradients import Gramian, PyTree
+from mtljax.methods._base import Signals, jacobian_method
+from mtljax.methods._checks import Scalar, check_range
 from mtljax.methods._jacobian import cast_like, per_row, replace_shared, wide, zeros_per_task
 from mtljax.methods._simplex import face, project_simplex
 from mtljax.methods._state import state_dtype
+from mtljax.methods.registry import register
 from mtljax.solvers import normalised
 
 
@@ -28,6 +29,7 @@ class MoCoMemory(NamedTuple):
     weights: jax.Array
 
 
+@register(needs="jacobian", paper="2210.12624", properties=("permutable", "rotatable"))
 def moco(
     beta: Scalar = 0.5,
     beta_decay: Scalar = 0.5,
@@ -78,25 +80,23 @@ def moco(
     Raises:
       ValueError: if a value is out of its range or `num_tasks` is missing.
     """
-    check(lambda: bool(0 <= beta <= 1), beta, "moco: beta must lie in [0, 1]")
-    for name, value in (("beta_decay", beta_decay), ("gamma", gamma), ("gamma_decay", gamma_decay), ("rho", rho)):
-        check(lambda value=value: bool(0 <= value < jnp.inf), value, f"moco: {name} must be >= 0 and finite")
+    check_range("moco", "[0, 1]", beta=beta)
+    check_range("moco", ">= 0", beta_decay=beta_decay, gamma=gamma, gamma_decay=gamma_decay, rho=rho)
 
     def init_memory(num_tasks: int, params: PyTree) -> MoCoMemory:
         uniform = jnp.full(num_tasks, 1 / num_tasks, state_dtype(params))
         return MoCoMemory(zeros_per_task(num_tasks, params), uniform)
 
-    def rule(
-        memory: MoCoMemory, *, grads: TaskGradients, step: jax.Array, seen: jax.Array, present: jax.Array, **_: Any
-    ) -> Any:
-        time = (step + 1).astype(memory.weights.dtype)
-        rate = (beta / (seen + 1).astype(time.dtype) ** beta_decay).astype(time.dtype)
+    def rule(memory: MoCoMemory, signals: Signals) -> Any:
+        grads = signals.grads
+        time = (signals.step + 1).astype(memory.weights.dtype)
+        rate = (beta / (signals.seen + 1).astype(time.dtype) ** beta_decay).astype(time.dtype)
         tracked = jax.tree.map(
             lambda y, g: per_row(1 - rate, y) * y + per_row(rate, y) * g, memory.tracked, wide(grads)
         )
         averaged = replace_shared(grads, tracked)
         gramian = averaged.scaled_gramian()
-        live = present & (gramian.norms > 0)
+        live = signals.present & (gramian.norms > 0)
         weights, mass = face(memory.weights, live)
         weights = _stepped(weights, live, gramian, gamma / time**gamma_decay, rho)
         kept = jnp.where(live, mass * weights, memory.weights)

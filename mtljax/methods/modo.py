@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from mtljax.gradients import CrossGramian, PyTree
-from mtljax.methods._base import weighting
-from mtljax.methods._checks import Scalar, check
+from mtljax.gradients import PyTree
+from mtljax.methods._base import Signals, weighting
+from mtljax.methods._checks import Scalar, check_range
 from mtljax.methods._simplex import face, project_simplex
 from mtljax.methods._state import state_dtype
+from mtljax.methods.registry import register
 from mtljax.solvers import normalised
 
 
@@ -25,6 +26,7 @@ class Simplex(NamedTuple):
     weights: jax.Array
 
 
+@register(needs="gramian", paper="2305.20057", properties=("row span", "permutable", "rotatable"), batches=3)
 def modo(
     *, gamma: Scalar = 1e-3, rho: Scalar = 0.1, num_tasks: int | None = None, update_every: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -63,15 +65,14 @@ def modo(
     Raises:
       ValueError: if gamma or rho is negative, `num_tasks` is missing, or `update` gets more than three gradients.
     """
-    check(lambda: bool(0 <= gamma < jnp.inf), gamma, "modo: gamma must be >= 0 and finite")
-    check(lambda: bool(0 <= rho < jnp.inf), rho, "modo: rho must be >= 0 and finite")
+    check_range("modo", ">= 0", gamma=gamma, rho=rho)
 
-    def weigh(memory: Simplex, *, cross: CrossGramian, **_: Any) -> Any:
-        live = (cross.left > 0) & (cross.right > 0)
-        old, mass = face(memory.weights.astype(cross.cosines.dtype), live)
-        left, left_size = normalised(jnp.where(live, cross.left, 0))
-        right, right_size = normalised(jnp.where(live, cross.right, 0))
-        slope = left * jnp.matmul(cross.cosines, right * old, precision=lax.Precision.HIGHEST)
+    def weigh(memory: Simplex, signals: Signals) -> Any:
+        live = (signals.cross.left > 0) & (signals.cross.right > 0)
+        old, mass = face(memory.weights.astype(signals.cross.cosines.dtype), live)
+        left, left_size = normalised(jnp.where(live, signals.cross.left, 0))
+        right, right_size = normalised(jnp.where(live, signals.cross.right, 0))
+        slope = left * jnp.matmul(signals.cross.cosines, right * old, precision=lax.Precision.HIGHEST)
         # γ ‖g‖² may overflow; from a quarter of the range on, a longer step changes nothing.
         limit = jnp.finfo(old.dtype).max / 4
         step = jnp.minimum(gamma * left_size * right_size, limit / len(old))

@@ -2,10 +2,12 @@
 
 import optax
 
-from mtljax.methods._checks import Scalar, check
+from mtljax.methods._checks import Scalar, check_range
 from mtljax.methods._jacobian import sum_of_per_task
+from mtljax.methods.registry import register
 
 
+@register(needs="jacobian", paper="2311.04698", properties=("permutable", "rotatable", "homogeneous", "linear"))
 def mtl_io(momentum: Scalar = 0.9, *, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs:
     """One SGD with momentum a task (MTL-IO in Elich et al., arXiv:2311.04698, after Pascal et al., arXiv:2109.11678).
 
@@ -39,5 +41,5 @@ def mtl_io(momentum: Scalar = 0.9, *, num_tasks: int | None = None) -> optax.Gra
     Raises:
       ValueError: if the momentum is out of its range or `num_tasks` is missing.
     """
-    check(lambda: bool(0 <= momentum < 1), momentum, "mtl_io: momentum must lie in [0, 1)")
+    check_range("mtl_io", "[0, 1)", momentum=momentum)
     return sum_of_per_task("mtl_io", optax.trace(momentum), num_tasks)

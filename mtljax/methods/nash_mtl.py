@@ -6,12 +6,17 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from mtljax.gradients import Gramian
-from mtljax.methods._base import weighting
-from mtljax.methods._checks import Scalar, check
+from mtljax.methods._base import Signals, weighting
+from mtljax.methods._checks import Scalar, check_range
+from mtljax.methods.registry import NEVER_CONFLICTS, register
 from mtljax.solvers import fairness_weights
 
 
+@register(
+    needs="gramian",
+    paper="2202.01017",
+    properties=("row span", "permutable", "rotatable", *NEVER_CONFLICTS, "scale-free"),
+)
 def nash_mtl(
     max_norm: Scalar | None = None, *, num_tasks: int | None = None, update_every: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -50,14 +55,14 @@ def nash_mtl(
       ValueError: if `max_norm` is not positive.
     """
     if max_norm is not None:
-        check(lambda: bool(max_norm > 0), max_norm, "nash_mtl: max_norm must be positive or None")
+        check_range("nash_mtl", "> 0", max_norm=max_norm)
 
-    def weigh(memory: Any, *, gramian: Gramian, **_: Any) -> Any:
-        weights = fairness_weights(gramian.cosines, gramian.norms, 1.0)
+    def weigh(memory: Any, signals: Signals) -> Any:
+        weights = fairness_weights(signals.gramian.cosines, signals.gramian.norms, 1.0)
         if max_norm is None:
             return weights, memory
-        lengths = weights * gramian.norms
-        square = jnp.sum(lengths * jnp.matmul(gramian.cosines, lengths, precision=lax.Precision.HIGHEST))
+        lengths = weights * signals.gramian.norms
+        square = jnp.sum(lengths * jnp.matmul(signals.gramian.cosines, lengths, precision=lax.Precision.HIGHEST))
         norm = jnp.sqrt(jnp.maximum(square, 0))
         return weights * jnp.where(norm > max_norm, max_norm / jnp.where(norm > 0, norm, 1), 1), memory
 

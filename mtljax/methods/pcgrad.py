@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from mtljax.gradients import Gramian
-from mtljax.methods._base import weighting
+from mtljax.methods._base import Signals, weighting
 from mtljax.methods._checks import Scalar
+from mtljax.methods.registry import register
 
 
+@register(needs="gramian", paper="2001.06782", properties=("row span", "rotatable", "homogeneous", "linear", "sum"))
 def pcgrad(
     *, shuffle: bool = True, seed: Scalar = 0, num_tasks: int | None = None, update_every: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -42,12 +43,12 @@ def pcgrad(
       A transformation from K task gradients to one gradient; a task's own parameters get their own gradient unscaled.
     """
 
-    def weigh(memory: Any, *, gramian: Gramian, num_tasks: int, key: jax.Array | None, **_: Any) -> Any:
-        order = jnp.tile(jnp.arange(num_tasks), (num_tasks, 1))
-        if shuffle and num_tasks > 2:  # of two tasks, each has one other
-            assert key is not None
-            order = jax.random.permutation(key, order, axis=1, independent=True)
-        return _surgery(gramian.cosines, gramian.norms, order), memory
+    def weigh(memory: Any, signals: Signals) -> Any:
+        order = jnp.tile(jnp.arange(signals.num_tasks), (signals.num_tasks, 1))
+        if shuffle and signals.num_tasks > 2:  # of two tasks, each has one other
+            assert signals.key is not None
+            order = jax.random.permutation(signals.key, order, axis=1, independent=True)
+        return _surgery(signals.gramian.cosines, signals.gramian.norms, order), memory
 
     return weighting(
         "pcgrad",

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree, TaskGradients
-from mtljax.methods._base import as_task_gradients, row_peaks
+from mtljax.methods._checks import check_num_tasks
 from mtljax.methods._losses import present_tasks, waiting
+from mtljax.methods._state import all_finite, only_if
+from mtljax.methods._updates import as_task_gradients, row_peaks
 
 
 def per_task(transformation: optax.GradientTransformation, num_tasks: int) -> optax.GradientTransformationExtraArgs:
@@ -37,23 +39,32 @@ def per_task(transformation: optax.GradientTransformation, num_tasks: int) -> op
     Raises:
       ValueError: if `num_tasks` is not positive; on update, if the gradients are of another number of tasks.
     """
-    if num_tasks < 1:
-        raise ValueError(f"per_task: num_tasks must be at least 1, got {num_tasks}")
+    check_num_tasks("per_task", num_tasks)
     inner = optax.with_extra_args_support(transformation)
 
     def init_fn(params: PyTree) -> Any:
         return jax.vmap(lambda _: inner.init(params))(jnp.arange(num_tasks))
 
     def update_fn(
-        updates: Any, state: Any, params: PyTree | None = None, *, losses: Any = None, **extra_args: Any
+        updates: Any,
+        state: Any,
+        params: PyTree | None = None,
+        *,
+        losses: Any = None,
+        present: Any = None,
+        shared: Any = None,
+        **extra_args: Any,
     ) -> tuple[Any, Any]:
-        grads = as_task_gradients(updates, params, losses).materialize()
+        grads = as_task_gradients("per_task", updates, params, losses, present, shared).materialize()
         if grads.num_tasks != num_tasks:
             raise ValueError(f"per_task: built with num_tasks={num_tasks}, but got the gradients of {grads.num_tasks}")
         rows = grads.jacobian()
-        present = present_tasks(num_tasks, grads.losses, row_peaks(rows, num_tasks))
+        labelled = present_tasks(num_tasks, grads.present, grads.losses, row_peaks(rows, num_tasks))
         changed, new_state = jax.vmap(lambda g, s: inner.update(g, s, params, **extra_args))(rows, state)
-        changed, state = waiting(present, (changed, new_state), (jax.tree.map(jnp.zeros_like, changed), state))
+        changed, new_state = waiting(labelled, (changed, new_state), (jax.tree.map(jnp.zeros_like, changed), state))
+        good = all_finite((rows, changed, new_state, grads.losses))
+        changed = jax.tree.map(lambda leaf: jnp.where(good, leaf, jnp.nan), changed)
+        state = only_if(good, new_state, state)
         return (grads.map(lambda _: changed) if isinstance(updates, TaskGradients) else changed), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtljax.methods._base import weighting
+from mtljax.methods._base import Signals, weighting
 from mtljax.methods._checks import Scalar, check_choice
+from mtljax.methods.registry import register
 
 DISTRIBUTIONS = ("normal", "dirichlet")
 
 
+@register(needs="nothing", paper="2111.10603", properties=("row span", "rotatable", "homogeneous", "linear"))
 def rlw(
     distribution: str = "normal", *, seed: Scalar = 0, num_tasks: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -44,12 +46,12 @@ def rlw(
     """
     check_choice("rlw", "distribution", distribution, DISTRIBUTIONS)
 
-    def weigh(memory: Any, *, num_tasks: int, key: jax.Array, present: jax.Array, **_: Any) -> Any:
+    def weigh(memory: Any, signals: Signals) -> Any:
         if distribution == "normal":
-            logits = jax.random.normal(key, (num_tasks,), jnp.float32)
+            logits = jax.random.normal(signals.key, (signals.num_tasks,), jnp.float32)
         else:
             # Normalised exponential numbers are uniform on the simplex, and their logarithms are Gumbel, negated.
-            logits = -jax.random.gumbel(key, (num_tasks,), jnp.float32)
-        return jax.nn.softmax(logits, where=present), memory
+            logits = -jax.random.gumbel(signals.key, (signals.num_tasks,), jnp.float32)
+        return jax.nn.softmax(logits, where=signals.present), memory
 
-    return weighting("rlw", weigh, needs="nothing", num_tasks=num_tasks, scale_own=True, seed=seed)
+    return weighting("rlw", weigh, needs="nothing", num_tasks=num_tasks, seed=seed)

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mtljax.methods._base import weighting
-from mtljax.methods._checks import by_task, check, is_concrete
+from mtljax.methods._base import Signals, weighting
+from mtljax.methods._checks import by_task, check_range, is_concrete
+from mtljax.methods.registry import COMMON, register
 
 
+@register(needs="nothing", paper="2209.11379", properties=(*COMMON, "linear", "sum"))
 def scalarization(
     weights: Mapping[str, float] | Sequence[float] | np.ndarray | jax.Array | None = None,
     *,
@@ -45,15 +47,16 @@ def scalarization(
     vector = None
     if values is not None:
         vector = jnp.asarray(values, dtype=None if hasattr(values, "dtype") else jnp.float32)
-        check(lambda: vector.ndim == 1, vector, "scalarization: weights must be one number a task")
-        check(lambda: bool(jnp.all(jnp.isfinite(vector))), vector, "scalarization: weights must be finite")
+        if vector.ndim != 1:
+            raise ValueError(f"scalarization: weights must be one number a task, got {weights!r}")
+        check_range("scalarization", "any", weights=vector)
         if num_tasks is not None and is_concrete(num_tasks) and vector.shape != (int(num_tasks),):
             raise ValueError(f"scalarization: num_tasks={num_tasks} needs as many weights, got {vector.shape[0]}")
         num_tasks = vector.shape[0]
 
-    def weigh(memory: Any, *, num_tasks: int, **_: Any) -> Any:
-        if vector is not None and vector.shape != (num_tasks,):
-            raise ValueError(f"scalarization: got {vector.shape[0]} weights for {num_tasks} tasks")
-        return (jnp.ones(num_tasks) if vector is None else vector), memory
+    def weigh(memory: Any, signals: Signals) -> Any:
+        if vector is not None and vector.shape != (signals.num_tasks,):
+            raise ValueError(f"scalarization: got {vector.shape[0]} weights for {signals.num_tasks} tasks")
+        return (jnp.ones(signals.num_tasks) if vector is None else vector), memory
 
-    return weighting("scalarization", weigh, needs="nothing", num_tasks=num_tasks, scale_own=True, task_names=names)
+    return weighting("scalarization", weigh, needs="nothing", num_tasks=num_tasks, task_names=names)

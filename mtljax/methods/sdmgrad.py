@@ -8,11 +8,13 @@ import optax
 from jax import lax
 
 from mtljax.gradients import CrossGramian
-from mtljax.methods._base import weighting
-from mtljax.methods._checks import Scalar, check
+from mtljax.methods._base import Signals, weighting
+from mtljax.methods._checks import Scalar, check_range
 from mtljax.methods._simplex import project_simplex
+from mtljax.methods.registry import COMMON, register
 
 
+@register(needs="gramian", paper="2305.18409", properties=COMMON, batches=3)
 def sdmgrad(
     lam: Scalar = 0.3,
     *,
@@ -68,14 +70,14 @@ def sdmgrad(
     Raises:
       ValueError: if a hyperparameter is out of its range, or `update` gets more than three gradients.
     """
-    check(lambda: bool(0 <= lam < jnp.inf), lam, "sdmgrad: lam must be >= 0 and finite")
-    check(lambda: bool(iterations >= 0), iterations, "sdmgrad: iterations must be >= 0")
-    check(lambda: bool(0 <= learning_rate < jnp.inf), learning_rate, "sdmgrad: learning_rate must be >= 0 and finite")
-    check(lambda: bool(0 <= momentum < 1), momentum, "sdmgrad: momentum must be in [0, 1)")
+    check_range("sdmgrad", ">= 0", lam=lam)
+    check_range("sdmgrad", "whole >= 0", iterations=iterations)
+    check_range("sdmgrad", ">= 0", learning_rate=learning_rate)
+    check_range("sdmgrad", "[0, 1)", momentum=momentum)
 
-    def weigh(memory: Any, *, cross: CrossGramian, num_tasks: int, **_: Any) -> Any:
-        matrix, live = _scaled(cross)
-        count = jnp.where(jnp.any(live), jnp.sum(live), num_tasks)
+    def weigh(memory: Any, signals: Signals) -> Any:
+        matrix, live = _scaled(signals.cross)
+        count = jnp.where(jnp.any(live), jnp.sum(live), signals.num_tasks)
 
         def step(_: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             w, velocity = carry
@@ -83,7 +85,7 @@ def sdmgrad(
             velocity = momentum * velocity + slope
             return project_simplex(w - learning_rate * velocity, live), velocity
 
-        start = project_simplex(jnp.zeros_like(cross.left), live)
+        start = project_simplex(jnp.zeros_like(signals.cross.left), live)
         w, _ = lax.fori_loop(0, jnp.asarray(iterations, jnp.int32), step, (start, jnp.zeros_like(start)))
         return (w + lam / count) / (1 + lam), memory
 

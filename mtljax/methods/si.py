@@ -2,13 +2,14 @@
 
 from typing import Any
 
-import jax
 import optax
 
-from mtljax.methods._base import weighting
-from mtljax.methods._losses import inverse_losses
+from mtljax.methods._base import Signals, weighting
+from mtljax.methods._losses import loss_weights, positive
+from mtljax.methods.registry import COMMON, register
 
 
+@register(needs="losses", paper="2202.01017", properties=(*COMMON, "linear", "scale-free"))
 def si(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs:
     """Scale-invariant scalarization, the baseline of Nash-MTL (Navon et al., arXiv:2202.01017).
 
@@ -34,8 +35,10 @@ def si(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs
       A transformation from K task gradients and their losses to one gradient; a task's own parameters are scaled by its
       weight too.
     """
+    return weighting("si", inverse_loss_weights, needs="losses", num_tasks=num_tasks)
 
-    def weigh(memory: Any, *, losses: jax.Array, **_: Any) -> Any:
-        return inverse_losses(losses), memory
 
-    return weighting("si", weigh, needs="losses", num_tasks=num_tasks, scale_own=True)
+def inverse_loss_weights(memory: Any, signals: Signals) -> Any:
+    """The weights 1 / L_k, 0 where a loss is not positive: the rule of `si` and `uw_o`."""
+    losses, live = positive(signals.losses)
+    return loss_weights(1 / losses, live), memory

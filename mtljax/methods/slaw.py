@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree
-from mtljax.methods._base import weighting
-from mtljax.methods._checks import Scalar, check
+from mtljax.methods._base import Signals, weighting
+from mtljax.methods._checks import Scalar, check_range
 from mtljax.methods._state import state_dtype
+from mtljax.methods.registry import COMMON, register
 from mtljax.solvers import finite
 
 
@@ -25,6 +26,7 @@ class LossMoments(NamedTuple):
     std: jax.Array
 
 
+@register(needs="losses", paper="2109.08218", properties=(*COMMON, "linear"))
 def slaw(decay: Scalar = 0.99, *, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs:
     """Scaled loss approximate weighting (Crawshaw and Košecká, arXiv:2109.08218).
 
@@ -62,21 +64,21 @@ def slaw(decay: Scalar = 0.99, *, num_tasks: int | None = None) -> optax.Gradien
     Raises:
       ValueError: if `num_tasks` is missing or `decay` is outside [0, 1].
     """
-    check(lambda: bool(0 <= decay <= 1), decay, "slaw: decay must be in [0, 1]")
+    check_range("slaw", "[0, 1]", decay=decay)
 
     def init_memory(num_tasks: int, params: PyTree) -> LossMoments:
         zeros = jnp.zeros(num_tasks, state_dtype(params))
         return LossMoments(mean=zeros, std=zeros)
 
-    def weigh(memory: LossMoments, *, losses: jax.Array, seen: jax.Array, present: jax.Array, **_: Any) -> Any:
-        share = jnp.maximum(1 / (seen + 1).astype(losses.dtype), 1 - decay)
-        deviation = jnp.where(jnp.isfinite(losses), finite(losses - memory.mean), 0)
+    def weigh(memory: LossMoments, signals: Signals) -> Any:
+        share = jnp.maximum(1 / (signals.seen + 1).astype(signals.losses.dtype), 1 - decay)
+        deviation = finite(signals.losses - memory.mean)
         mean = memory.mean + share * deviation
         # hypot, as the square of a deviation may leave the dtype's range.
         std = jnp.hypot(jnp.sqrt(1 - share) * memory.std, jnp.sqrt(share * (1 - share)) * deviation)
-        return _inverse_shares(jnp.where(present, std, 0)), LossMoments(mean, std)
+        return _inverse_shares(jnp.where(signals.present, std, 0)), LossMoments(mean, std)
 
-    return weighting("slaw", weigh, needs="losses", num_tasks=num_tasks, scale_own=True, init_memory=init_memory)
+    return weighting("slaw", weigh, needs="losses", num_tasks=num_tasks, init_memory=init_memory)
 
 
 def _inverse_shares(std: jax.Array) -> jax.Array:

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree
-from mtljax.methods._base import weighting
-from mtljax.methods._checks import Scalar, check
+from mtljax.methods._base import Signals, weighting
+from mtljax.methods._checks import Scalar, check_range
 from mtljax.methods._losses import loss_weights, positive, running_mean
 from mtljax.methods._state import state_dtype
+from mtljax.methods.registry import COMMON, register
 from mtljax.solvers import finite
 
 
@@ -24,6 +25,7 @@ class Nadir(NamedTuple):
     losses: jax.Array
 
 
+@register(needs="losses", paper="2402.19078", properties=(*COMMON, "linear", "scale-free"))
 def stch(
     mu: Scalar = 1.0, warmup: Scalar = 4, *, window: Scalar = 25, num_tasks: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -64,16 +66,17 @@ def stch(
     Raises:
       ValueError: if `num_tasks` is missing, or `mu`, `warmup` or `window` are out of range.
     """
-    check(lambda: bool(0 < mu < jnp.inf), mu, "stch: mu must be > 0 and finite")
-    check(lambda: bool(warmup >= 0 and warmup % 1 == 0), warmup, "stch: warmup must be a whole number >= 0")
-    check(lambda: bool(window >= 1 and window % 1 == 0), window, "stch: window must be a whole number >= 1")
+    check_range("stch", "> 0", mu=mu)
+    check_range("stch", "whole >= 0", warmup=warmup)
+    check_range("stch", "whole >= 1", window=window)
 
     def init_memory(num_tasks: int, params: PyTree) -> Nadir:
         return Nadir(jnp.ones(num_tasks, state_dtype(params)))
 
-    def weigh(memory: Nadir, *, losses: jax.Array, seen: jax.Array, **_: Any) -> Any:
+    def weigh(memory: Nadir, signals: Signals) -> Any:
+        losses = signals.losses
         losses, live = positive(losses)
-        since = seen - warmup * window  # updates since the warm-up
+        since = signals.seen - warmup * window  # updates since the warm-up
         ready = live & (since >= window)
         ratios = finite((jnp.log(losses) - jnp.log(memory.losses)) / mu)
         shares = jnp.where(ready, jnp.sum(ready) * jax.nn.softmax(ratios, where=ready), 1)
@@ -81,4 +84,4 @@ def stch(
         nadir = jnp.where((since >= 0) & (since < window), mean, memory.losses)
         return loss_weights(shares / losses, live), Nadir(nadir)
 
-    return weighting("stch", weigh, needs="losses", num_tasks=num_tasks, scale_own=True, init_memory=init_memory)
+    return weighting("stch", weigh, needs="losses", num_tasks=num_tasks, init_memory=init_memory)

@@ -4,12 +4,13 @@ from typing import Any
 
 import optax
 
-from mtljax.gradients import Gramian
-from mtljax.methods._base import weighting
+from mtljax.methods._base import Signals, weighting
 from mtljax.methods._losses import mean_of_present
+from mtljax.methods.registry import COMMON, NEVER_CONFLICTS, register
 from mtljax.solvers import upgrad_weights
 
 
+@register(needs="gramian", paper="2406.16232", properties=(*COMMON, *NEVER_CONFLICTS, "linear", "sum"))
 def upgrad(*, num_tasks: int | None = None, update_every: int | None = None) -> optax.GradientTransformationExtraArgs:
     """Unconflicting projection of gradients (Quinton & Rey, arXiv:2406.16232).
 
@@ -40,7 +41,9 @@ def upgrad(*, num_tasks: int | None = None, update_every: int | None = None) -> 
       A transformation from K task gradients to one gradient; a task's own parameters get their own gradient unscaled.
     """
 
-    def weigh(memory: Any, *, gramian: Gramian, **_: Any) -> Any:
-        return mean_of_present(upgrad_weights(gramian.cosines, gramian.norms), gramian.norms > 0), memory
+    def weigh(memory: Any, signals: Signals) -> Any:
+        return mean_of_present(
+            upgrad_weights(signals.gramian.cosines, signals.gramian.norms), signals.gramian.norms > 0
+        ), memory
 
     return weighting("upgrad", weigh, needs="gramian", num_tasks=num_tasks, update_every=update_every)

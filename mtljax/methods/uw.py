@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree
-from mtljax.methods._base import weighting
-from mtljax.methods._checks import Scalar, check
+from mtljax.methods._base import Signals, weighting
+from mtljax.methods._checks import Scalar, check_range
 from mtljax.methods._losses import loss_weights, safe_gradient
 from mtljax.methods._state import state_dtype
+from mtljax.methods.registry import COMMON, register
 from mtljax.solvers import finite
 
 
@@ -26,6 +27,7 @@ class Uncertainties(NamedTuple):
     opt_state: Any
 
 
+@register(needs="losses", paper="1705.07115", properties=(*COMMON, "linear"))
 def uw(
     init: Scalar = 0.0,
     learning_rate: Scalar = 0.025,
@@ -69,19 +71,19 @@ def uw(
     Raises:
       ValueError: if `num_tasks` is missing, or `init` or `learning_rate` are out of range.
     """
-    check(lambda: bool(-jnp.inf < init < jnp.inf), init, "uw: init must be finite")
-    check(lambda: bool(0 <= learning_rate < jnp.inf), learning_rate, "uw: learning_rate must be >= 0 and finite")
+    check_range("uw", "any", init=init)
+    check_range("uw", ">= 0", learning_rate=learning_rate)
     learner = optax.adam(learning_rate) if optimizer is None else optimizer
 
     def init_memory(num_tasks: int, params: PyTree) -> Uncertainties:
         log_variances = jnp.full(num_tasks, init, state_dtype(params))
         return Uncertainties(log_variances, learner.init(log_variances))
 
-    def weigh(memory: Uncertainties, *, losses: jax.Array, **_: Any) -> Any:
+    def weigh(memory: Uncertainties, signals: Signals) -> Any:
         precisions = finite(jnp.exp(-memory.log_variances))
-        gradient = safe_gradient((1 - precisions * losses) / 2, losses, memory.log_variances)
+        gradient = safe_gradient((1 - precisions * signals.losses) / 2, memory.log_variances)
         updates, opt_state = learner.update(gradient, memory.opt_state, memory.log_variances)
         log_variances: Any = optax.apply_updates(memory.log_variances, updates)
-        return loss_weights(precisions / 2, jnp.isfinite(losses)), Uncertainties(log_variances, opt_state)
+        return loss_weights(precisions / 2), Uncertainties(log_variances, opt_state)
 
-    return weighting("uw", weigh, needs="losses", num_tasks=num_tasks, scale_own=True, init_memory=init_memory)
+    return weighting("uw", weigh, needs="losses", num_tasks=num_tasks, init_memory=init_memory)

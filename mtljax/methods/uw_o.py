@@ -1,14 +1,13 @@
 """UW-O: uncertainty weighting at its optimum, with nothing to learn."""
 
-from typing import Any
-
-import jax
 import optax
 
 from mtljax.methods._base import weighting
-from mtljax.methods._losses import inverse_losses
+from mtljax.methods.registry import COMMON, register
+from mtljax.methods.si import inverse_loss_weights
 
 
+@register(needs="losses", paper="2311.04698", properties=(*COMMON, "linear", "scale-free"))
 def uw_o(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs:
     """Optimal uncertainty weighting (as in Elich et al., arXiv:2311.04698).
 
@@ -35,8 +34,4 @@ def uw_o(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraAr
       A transformation from K task gradients and their losses to one gradient; a task's own parameters are scaled by its
       weight too.
     """
-
-    def weigh(memory: Any, *, losses: jax.Array, **_: Any) -> Any:
-        return inverse_losses(losses), memory
-
-    return weighting("uw_o", weigh, needs="losses", num_tasks=num_tasks, scale_own=True)
+    return weighting("uw_o", inverse_loss_weights, needs="losses", num_tasks=num_tasks)

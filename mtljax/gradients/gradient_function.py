@@ -1,0 +1,251 @@
+"""The door to loops of one's own: losses of several tasks in, one plain gradient out."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtljax.gradients import arguments
+from mtljax.gradients.choice import Mode
+from mtljax.gradients.engine import PyTree
+from mtljax.gradients.evaluate import Reduce, task_gradients
+from mtljax.gradients.features import SplitLosses
+
+
+@jax.tree_util.register_pytree_node_class
+class IndependentBatches:
+    """Several batches in the place of one argument of a losses function, for methods that want independent gradients.
+
+    >>> import jax.numpy as jnp, mtljax as mtl
+    >>> batches = mtl.IndependentBatches(jnp.zeros(2), jnp.ones(2))
+    >>> len(batches.batches)
+    2
+
+    Attributes:
+      batches: the batches, alike in structure.
+    """
+
+    def __init__(self, *batches: PyTree):
+        self.batches = batches
+
+    def tree_flatten(self) -> tuple[tuple[PyTree, ...], None]:
+        """Its batches are its children."""
+        return self.batches, None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, batches: tuple[PyTree, ...]) -> "IndependentBatches":
+        """From its batches."""
+        return cls(*batches)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GradientFunction:
+    """What `value_and_grad` returns: call it for losses and a gradient, `init` for the state of the method."""
+
+    losses_fn: Callable[..., Any]
+    method: optax.GradientTransformation
+    regularizer: Callable[[PyTree], jax.Array] | None
+    has_aux: bool
+    wrt: Any
+    options: Mapping[str, Any]
+
+    def init(self, params: PyTree) -> Any:
+        """The state of the method for these parameters (or this `nnx.Module`)."""
+        if _is_module(params):
+            params = _split(params, self.wrt)[1]
+        return self.method.init(arguments.differentiable(params))
+
+    def __call__(
+        self,
+        params: PyTree,
+        method_state: Any,
+        *args: Any,
+        method_args: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> tuple[tuple[Any, PyTree], Any]:
+        """The losses of a batch, one gradient, and the state of the method after it; see `value_and_grad`."""
+        losses_fn, params, finish = self._plain(params)
+        losses, every_aux, gradient, method_state = self._evaluated(
+            losses_fn, params, method_state, _batches(args, kwargs), method_args or {}
+        )
+        gradient, every_aux = finish(gradient, every_aux)
+        if not self.has_aux:
+            return (losses, gradient), method_state
+        return ((losses, every_aux if len(every_aux) > 1 else every_aux[0]), gradient), method_state
+
+    def _evaluated(
+        self,
+        losses_fn: Callable[..., Any],
+        params: PyTree,
+        method_state: Any,
+        batches: list[tuple[tuple[Any, ...], dict[str, Any]]],
+        method_args: Mapping[str, Any],
+    ) -> tuple[dict[str, jax.Array], tuple[Any, ...], PyTree, Any]:
+        """Losses, aux of each batch, the gradient and the state of the method, by losses that return aux."""
+        every_losses, every_aux, gradients = [], [], []
+        for args, kwargs in batches:
+            (losses, aux), grads = task_gradients(losses_fn, params, *args, has_aux=True, **self.options, **kwargs)
+            every_losses.append(losses)
+            every_aux.append(aux)
+            gradients.append(grads)
+        losses = jax.tree.map(lambda *values: sum(values) / len(values), *every_losses)
+        trained = arguments.differentiable(params)
+        update: Any = self.method.update
+        updates = tuple(gradients) if len(gradients) > 1 else gradients[0]
+        gradient, method_state = update(updates, method_state, trained, losses=losses, **method_args)
+        if self.regularizer is not None:
+            regularizer = self.regularizer
+            term = jax.grad(lambda p: regularizer(arguments.merged(p, params)))(trained)
+            gradient = jax.tree.map(jnp.add, gradient, term)
+        return losses, tuple(every_aux), gradient, method_state
+
+    def _plain(self, params: PyTree) -> tuple[Callable[..., Any], PyTree, Callable[..., Any]]:
+        """Losses (with aux) and parameters as pure functions and arrays, and what makes of a gradient the caller's."""
+        if not _is_module(params):
+            losses_fn = self.losses_fn if self.has_aux else _with_aux(self.losses_fn)
+            return losses_fn, params, lambda gradient, every_aux: (gradient, every_aux)
+        from flax import nnx
+
+        module = params
+        graph, trained, state, rest = _split(module, self.wrt)
+        treedef = jax.tree.structure(state)
+        others, other_treedef = jax.tree.flatten(rest)
+
+        def losses_fn(params: PyTree, *args: Any, **kwargs: Any) -> Any:
+            # Unflattened anew, so that the variables belong to the trace that changes them.
+            moving = jax.tree.unflatten(other_treedef, others)
+            copy = nnx.merge(graph, jax.tree.unflatten(treedef, jax.tree.leaves(params)), moving)
+            result = self.losses_fn(copy, *args, **kwargs)
+            losses, aux = result if self.has_aux else (result, None)
+            return losses, (aux, _split(copy, self.wrt)[3])
+
+        def finish(gradient: PyTree, every_aux: tuple[Any, ...]) -> tuple[PyTree, tuple[Any, ...]]:
+            nnx.update(module, every_aux[-1][1])  # batch statistics and dropout streams move once
+            return jax.tree.unflatten(treedef, jax.tree.leaves(gradient)), tuple(aux for aux, _ in every_aux)
+
+        return losses_fn, trained, finish
+
+
+def value_and_grad(
+    losses_fn: Callable[..., Any],
+    method: optax.GradientTransformation,
+    *,
+    shared: arguments.Mask = None,
+    subset: arguments.Mask = None,
+    trainable: arguments.Mask = None,
+    mode: Mode = "auto",
+    axis_name: Any = None,
+    reduce: Reduce = "mean",
+    has_aux: bool = False,
+    regularizer: Callable[[PyTree], jax.Array] | None = None,
+    wrt: Any = None,
+) -> GradientFunction:
+    """A function of the losses of several tasks and one gradient, in the form of `jax.value_and_grad`.
+
+    >>> import jax.numpy as jnp, optax, mtljax as mtl
+    >>> losses_fn = lambda p, x: {"left": jnp.sum((p - x) ** 2), "right": jnp.sum((p + x) ** 2)}
+    >>> gradient_fn = mtl.value_and_grad(losses_fn, mtl.mgda())
+    >>> params = jnp.array([1.0, 2.0])
+    >>> method_state = gradient_fn.init(params)
+    >>> (losses, grads), method_state = gradient_fn(params, method_state, jnp.array([3.0, 0.0]))
+    >>> grads.tolist()
+    [0.0, 4.0]
+
+    The gradient is a plain pytree with the shapes and dtypes of params: what follows (an optax optimizer, flax's
+    TrainState, `nnx.Optimizer`, `optax.MultiSteps`, clipping, `apply_if_finite`) sees nothing of the tasks.
+
+    What some methods want besides goes through the same call:
+
+    - `update_every=n`: `gradient_fn(..., method_args={"solve": True})` or False lets a host loop choose the branch when
+      it traces; without it the state decides.
+    - `famo` learns from the losses of the batch before at the current parameters. Evaluate them once the parameters
+      have moved, `after = losses_fn(params, batch)`, and hand them to the next call as
+      `method_args={"losses_after": after}`. Without them the losses of the next batch stand in.
+    - `modo` and `sdmgrad` want up to three independent batches: `gradient_fn(params, method_state,
+      mtl.IndependentBatches(first, second, third))`. Losses are their means, aux is a tuple with one of each.
+    - `fs_mtl` evaluates the losses again at perturbed parameters: nothing to do. Auxiliary outputs and the state of a
+      module are those of the unperturbed pass.
+    - Tasks without a label: return a pair (sum, count), or say so by `method_args={"present": {"left": True, ...}}`.
+
+    Args:
+      losses_fn: as in `task_gradients`: `losses_fn(params, *args, **kwargs)` returns a dict of losses, one a task, or
+        with `has_aux` a pair `(losses, aux)`.
+      method: a method, or an `optax.chain` that starts with one (or with `per_task` and one).
+      shared: which parameters are shared, as in `task_gradients`.
+      subset: which of them enter the Gramian, as there.
+      trainable: which parameters are trained, as there: the gradient of the others is 0, and they enter no Gramian.
+        An optimizer with weight decay moves them all the same: mask it too.
+      mode: how K gradients are computed, as there.
+      axis_name: name of a pmap, shard_map or vmap axis to average over, as there.
+      reduce: how, as there.
+      has_aux: whether `losses_fn` returns `(losses, aux)`.
+      regularizer: a function of params whose gradient is added behind the method: the place for an L2 penalty and
+        other terms that belong to no task. Inside the losses, it would make every parameter shared.
+      wrt: for an `nnx.Module` in the place of params, which of its variables have a gradient, as in
+        `nnx.value_and_grad`; None for `nnx.Param`.
+
+    Returns:
+      A function with `.init(params)`, the state of the method, and
+      `f(params, method_state, *args, method_args=None, **kwargs)`, which returns `(losses, grads), method_state`, or
+      `((losses, aux), grads), method_state` with `has_aux`. For an `nnx.Module` the gradient is an `nnx.State`, as
+      that of `nnx.grad`, and batch statistics and dropout streams of the module are updated once. For a module of
+      arrays and other fields, as equinox's, the gradient has None in place of the other fields.
+
+    Raises:
+      ValueError: when called, as `task_gradients`; on an integer or complex parameter, naming its path.
+    """
+    if not (callable(getattr(method, "init", None)) and callable(getattr(method, "update", None))):
+        raise ValueError(
+            f"value_and_grad: method must be an optax transformation such as mtl.cagrad(), got {method!r}: "
+            "mtl.methods.create(name) builds one by its name"
+        )
+    options = {
+        "shared": shared,
+        "subset": subset,
+        "trainable": trainable,
+        "mode": mode,
+        "axis_name": axis_name,
+        "reduce": reduce,
+    }
+    return GradientFunction(losses_fn, optax.with_extra_args_support(method), regularizer, has_aux, wrt, options)
+
+
+def _batches(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """The arguments of each independent batch; those that are no batches are the same for all."""
+    counts = {len(arg.batches) for arg in (*args, *kwargs.values()) if isinstance(arg, IndependentBatches)}
+    if len(counts) > 1:
+        raise ValueError(f"IndependentBatches of different lengths in one call: {sorted(counts)}")
+
+    def one(arg: Any, i: int) -> Any:
+        return arg.batches[i] if isinstance(arg, IndependentBatches) else arg
+
+    return [
+        (tuple(one(arg, i) for arg in args), {name: one(arg, i) for name, arg in kwargs.items()})
+        for i in range(counts.pop() if counts else 1)
+    ]
+
+
+def _with_aux(losses_fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The same losses with None beside them; split ones stay split."""
+    if isinstance(losses_fn, SplitLosses):
+        heads = losses_fn.heads
+        return SplitLosses(losses_fn.encode, lambda *args, **kwargs: (heads(*args, **kwargs), None))
+    return lambda *args, **kwargs: (losses_fn(*args, **kwargs), None)
+
+
+def _is_module(params: Any) -> bool:
+    """Whether these are an `nnx.Module`; without importing flax for those who do not use it."""
+    nnx = sys.modules.get("flax.nnx")
+    return nnx is not None and isinstance(params, nnx.Module)
+
+
+def _split(module: Any, wrt: Any) -> tuple[Any, PyTree, Any, Any]:
+    """Graph, parameters as nested dicts of arrays, the same as a state, and the rest of the state."""
+    from flax import nnx
+
+    graph, state, rest = nnx.split(module, nnx.Param if wrt is None else wrt, ...)
+    return graph, nnx.to_pure_dict(state), state, rest

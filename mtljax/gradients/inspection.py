@@ -1,0 +1,183 @@
+"""What the jaxpr of the linearized losses tells before anything is differentiated."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from jax.extend.core import Literal
+from jax.interpreters import partial_eval
+
+
+def leaf_dependence(jaxpr: Any) -> list[tuple[int, ...]]:
+    """For each input of the jaxpr of a linear map, the indices of the outputs that depend on it.
+
+    Read off linearized losses: they hold no side effects (a jax.debug.print of a head's output is no dependence), and
+    nothing behind stop_gradient.
+    """
+    outputs = range(len(jaxpr.outvars))
+    used = [partial_eval.dce_jaxpr(jaxpr, [j == k for j in outputs])[1] for k in outputs]
+    return [tuple(k for k in outputs if used[k][i]) for i in range(len(jaxpr.invars))]
+
+
+def contains_convolution(jaxpr: Any) -> bool:
+    """Whether a jaxpr, or one inside it, convolves."""
+    return _contains(jaxpr, "conv_general_dilated")
+
+
+def contains_custom_vjp(jaxpr: Any) -> bool:
+    """Whether linearized losses, or a loop or branch inside, have a custom_vjp: they can be transposed, not run."""
+    return _contains(jaxpr, "custom_lin")
+
+
+def _contains(jaxpr: Any, primitive: str) -> bool:
+    return any(
+        equation.primitive.name == primitive or any(_contains(inner, primitive) for inner in _inner(equation))
+        for equation in jaxpr.eqns
+    )
+
+
+def _inner(equation: Any) -> Iterator[Any]:
+    for value in equation.params.values():
+        for inner in value if isinstance(value, (tuple, list)) else (value,):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield inner
+
+
+class _Operation(NamedTuple):
+    """One equation, those of inner functions written out."""
+
+    name: str
+    inputs: tuple[int, ...]  # numbers of variables; literals and constants have none
+    outputs: tuple[int, ...]
+    in_shapes: tuple[tuple[int, ...], ...]  # of all inputs, constants included
+    out_shapes: tuple[tuple[int, ...], ...]
+
+
+class _Program(NamedTuple):
+    """The operations that carry tangents, in order."""
+
+    operations: list[_Operation]
+    leaves: tuple[int, ...]
+    losses: tuple[int | None, ...]
+
+
+_WRITTEN_OUT = ("pjit", "jit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call")
+
+
+def _program(jaxpr: Any) -> _Program:
+    operations: list[_Operation] = []
+    counter = iter(range(1 << 62))
+
+    def run(jaxpr: Any, arguments: Sequence[int | None]) -> list[int | None]:
+        numbers: dict[Any, int | None] = dict(zip(jaxpr.invars, arguments, strict=True))
+
+        def number(atom: Any) -> int | None:
+            return None if isinstance(atom, Literal) else numbers.get(atom)
+
+        for equation in jaxpr.eqns:
+            inputs = [number(atom) for atom in equation.invars]
+            if all(i is None for i in inputs):
+                continue
+            inner = list(_inner(equation))
+            if equation.primitive.name in _WRITTEN_OUT and len(inner) == 1:
+                results = run(inner[0], inputs)
+            else:
+                results = [next(counter) for _ in equation.outvars]
+                operations.append(
+                    _Operation(
+                        equation.primitive.name,
+                        tuple(i for i in inputs if i is not None),
+                        tuple(results),
+                        tuple(tuple(getattr(atom.aval, "shape", ())) for atom in equation.invars),
+                        tuple(tuple(getattr(atom.aval, "shape", ())) for atom in equation.outvars),
+                    )
+                )
+            numbers.update(zip(equation.outvars, results, strict=True))
+        return [number(atom) for atom in jaxpr.outvars]
+
+    leaves = tuple(next(counter) for _ in jaxpr.invars)
+    return _Program(operations, leaves, tuple(run(jaxpr, leaves)))
+
+
+# Operations on one tangent that leave its numbers as they are, and those that do not mix its coordinates either.
+_RESHAPING = ("convert_element_type", "reshape", "transpose", "squeeze", "expand_dims", "copy", "copy_p")
+_ELEMENTWISE = (*_RESHAPING, "mul", "div", "neg", "add", "add_any", "sub", "reduce_sum", "select_n", "concatenate")
+
+
+def repeated_leaves(jaxpr: Any, leaf_tasks: Sequence[tuple[int, ...]]) -> list[int]:
+    """The parameters that enter one alike product for each task that reads them: a trunk run anew for every task.
+
+    Args:
+      jaxpr: of the linearized losses.
+      leaf_tasks: for each leaf, the losses that depend on it.
+
+    Returns:
+      Indices of the leaves.
+    """
+    program = _program(jaxpr)
+    reached: dict[int, set[int]] = defaultdict(set)
+    for k, loss in enumerate(program.losses):
+        if loss is not None:
+            reached[loss].add(k)
+    for operation in reversed(program.operations):
+        tasks = set().union(*(reached[i] for i in operation.outputs))
+        for i in operation.inputs:
+            reached[i] |= tasks
+    leaf_of = {number: i for i, number in enumerate(program.leaves)}
+    products: dict[tuple[int, Any], list[set[int]]] = defaultdict(list)
+    for operation in program.operations:
+        tasks = set().union(*(reached[i] for i in operation.outputs))
+        for i in set(operation.inputs) & leaf_of.keys():
+            if operation.name in _RESHAPING:
+                leaf_of[operation.outputs[0]] = leaf_of[i]
+            elif operation.name not in _ELEMENTWISE and tasks:
+                signature = (operation.name, operation.in_shapes, operation.out_shapes)
+                products[leaf_of[i], signature].append(tasks)
+    repeated = {
+        leaf
+        for (leaf, _), each in products.items()
+        if len(each) > 1 and all(len(tasks) == 1 for tasks in each) and set().union(*each) == set(leaf_tasks[leaf])
+    }
+    return sorted(repeated)
+
+
+def leaves_of_common_terms(jaxpr: Any) -> list[int]:
+    """The parameters that only a term in every loss, such as an L2 penalty, makes shared.
+
+    Such a term reads a parameter coordinate by coordinate, without meeting an example. A leaf is one of these when
+    every loss reads it so, and exactly one loss reads it in another way too.
+    """
+    program = _program(jaxpr)
+    num_tasks = len(program.losses)
+    if num_tasks < 2:
+        return []
+    alone: dict[int, set[int]] = defaultdict(set)  # variable: leaves it reads coordinate by coordinate
+    mixed: dict[int, set[int]] = defaultdict(set)  # variable: leaves it reads in another way
+    for i, number in enumerate(program.leaves):
+        alone[number].add(i)
+    for operation in program.operations:
+        by_itself = set().union(*(alone[i] for i in operation.inputs))
+        with_others = set().union(*(mixed[i] for i in operation.inputs))
+        size = max(_size(shape) for shape in operation.out_shapes)
+        keeps = operation.name in _ELEMENTWISE and size <= max(_size(shape) for shape in operation.in_shapes)
+        keeps |= operation.name == "broadcast_in_dim" and size == _size(operation.in_shapes[0])
+        keeps |= operation.name == "dot_general" and size == 1
+        for output in operation.outputs:
+            alone[output] |= by_itself if keeps else set()
+            mixed[output] |= with_others if keeps else with_others | by_itself
+    losses = [loss for loss in program.losses if loss is not None]
+    if len(losses) < num_tasks:
+        return []
+    return [
+        i
+        for i in range(len(program.leaves))
+        if all(i in alone[loss] for loss in losses) and sum(i in mixed[loss] for loss in losses) == 1
+    ]
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    total = 1
+    for length in shape:
+        total *= length
+    return total
