@@ -90,7 +90,9 @@ def steps_of(encoder: str, tasks: int, base: str) -> list[Step]:
         step_of("perturb_every, perturbed", encoder, tasks, kept, solve=True),
         step_of("perturb_every, kept", encoder, tasks, kept, solve=False),
         step_of("ew", encoder, tasks, mtl.ew()),
-        step_of("fs_mtl(ew), direct: SAM for each task", encoder, tasks, mtl.fs_mtl("ew", 0.05, aggregate="direct")),
+        step_of(
+            "fs_mtl(ew), direct: SAM for each task", encoder, tasks, mtl.fs_mtl(mtl.ew(), 0.05, aggregate="direct")
+        ),
     ]
 
 

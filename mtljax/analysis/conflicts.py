@@ -9,8 +9,7 @@ import jax.numpy as jnp
 
 from mtljax.analysis.samples import examples, gradients_of
 from mtljax.analysis.similarity import Similarities, pairwise
-from mtljax.gradients import Mode, PyTree, task_gradients
-from mtljax.gradients.arguments import mask
+from mtljax.gradients import Mode, PyTree, mask, task_gradients
 
 
 class SampleConflicts(NamedTuple):

@@ -10,8 +10,8 @@ import numpy as np
 
 from mtljax.analysis.similarity import layer_names
 from mtljax.gradients import PyTree, TaskGradients, task_gradients
-from mtljax.gradients.arguments import checked_names
-from mtljax.gradients.choice import contains_convolution
+from mtljax.gradients.arguments import evaluated
+from mtljax.gradients.inspection import contains_convolution
 
 _KEPT = 8  # losses functions whose compiled gradients are kept
 
@@ -106,16 +106,16 @@ def _compiled(
     params, args = treedef.unflatten([jax.ShapeDtypeStruct(*shape) for shape in shapes])
     args = tuple(_one(arg) if i in batched else arg for i, arg in enumerate(args))
     if keep is None:
-        found: list[TaskGradients] = []
-        jax.eval_shape(lambda p, a: found.append(task_gradients(losses_fn, p, *a)[1]), params, args)
-        keep = tuple(jax.tree.leaves(found[0].shared))
+        traced: list[TaskGradients] = []
+        jax.eval_shape(lambda p, a: traced.append(task_gradients(losses_fn, p, *a)[1]), params, args)
+        keep = tuple(jax.tree.leaves(traced[0].shared))
     names: tuple[str, ...] = ()
 
     def named(params: PyTree, *args: Any) -> Any:
         nonlocal names
-        losses = losses_fn(params, *args)
-        names = checked_names(losses)
-        return losses
+        values = evaluated(losses_fn(params, *args))
+        names = values.tasks
+        return values.losses
 
     jaxpr = jax.make_jaxpr(named)(params, *args)
     mapped = jax.default_backend() != "cpu" or not contains_convolution(jaxpr.jaxpr)
@@ -130,8 +130,7 @@ def _compiled(
             one = [
                 jax.tree.map(lambda leaf: leaf[index][None], arg) if i in batched else arg for i, arg in enumerate(args)
             ]
-            found = losses_fn(treedef.unflatten(merged), *one)
-            values = jnp.stack([jnp.asarray(found[task]) for task in sorted(found)])
+            values = jnp.stack(evaluated(losses_fn(treedef.unflatten(merged), *one)).losses)
             return values if which is None else values[which]
 
         values, pull = jax.vjp(vector, [leaf for leaf, kept in zip(leaves, keep, strict=True) if kept])

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mtljax.gradients import Mode, PyTree, SplitLosses, TaskGradients, split, task_gradients
-from mtljax.gradients.arguments import Mask, mask
+from mtljax.gradients import Mask, Mode, PyTree, SplitLosses, TaskGradients, mask, split, task_gradients
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

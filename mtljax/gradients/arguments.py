@@ -185,7 +185,7 @@ def _warn(message: str) -> None:
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("mtljax", "jax.", "jax_")):
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level - 1)
+    warnings.warn(message, stacklevel=level)
 
 
 def check_dependent(tasks: tuple[str, ...], leaf_tasks: Sequence[tuple[int, ...]]) -> None:

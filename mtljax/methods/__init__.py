@@ -32,13 +32,14 @@ from mtljax.methods._base import Signals, jacobian_method, weighting
 from mtljax.methods._state import MethodState, task_weights
 from mtljax.methods.index import *  # noqa: F403
 from mtljax.methods.per_task import per_task
-from mtljax.methods.registry import PROPERTIES, Method, create, describe, names, register
+from mtljax.methods.registry import PROPERTIES, Method, base_of, create, describe, names, register
 
 __all__ = [
     "PROPERTIES",
     "Method",
     "MethodState",
     "Signals",
+    "base_of",
     "create",
     "describe",
     "jacobian_method",

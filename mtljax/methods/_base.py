@@ -136,7 +136,7 @@ def weighting(
             present=present,
         )
         weights, memory = weigh(state.memory, signals)
-        good = all_finite((losses, norms, weights, memory))
+        good = all_finite((losses, losses_after, norms, weights, memory))
         gradient = combined(last, weights, state.memory, good)
         return gradient, only_if(good, advanced(state, weights, key, memory, present, waits), state)
 
@@ -247,7 +247,7 @@ def jacobian_method(
             present=labelled,
         )
         gradient, weights, memory = rule(state.memory, signals)
-        good = all_finite((vector, peaks, memory, gradient))
+        good = all_finite((vector, peaks, weights, memory, gradient))
         gradient = jax.tree.map(lambda leaf: jnp.where(good, leaf, jnp.nan), gradient)
         return gradient, only_if(good, advanced(state, weights, key, memory, labelled), state)
 

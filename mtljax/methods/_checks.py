@@ -123,4 +123,5 @@ def _check_type(name: str, parameter: inspect.Parameter, value: Any) -> None:
     elif "Sequence" in annotation and isinstance(value, Sequence) and not isinstance(value, str):
         values = list(value)
     if not all(isinstance(each, (int, float)) or hasattr(each, "dtype") for each in values) or isinstance(value, bool):
-        raise ValueError(f"{name}: {parameter.name} must be a number, got {value!r}")
+        expected = "one number a task" if "Sequence" in annotation else "a number"
+        raise ValueError(f"{name}: {parameter.name} must be {expected}, got {value!r}")

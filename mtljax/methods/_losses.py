@@ -45,10 +45,10 @@ def positive(losses: jax.Array) -> tuple[jax.Array, jax.Array]:
       losses: (K,).
 
     Returns:
-      The losses with 1 in place of any that is not positive and normal, and the (K,) mask of those that are.
+      The losses with 1 in place of any that is not positive, normal and finite, and the (K,) mask of those that are.
       Rules give a masked task the weight 0.
     """
-    live = losses >= jnp.finfo(losses.dtype).tiny  # the logarithm of a subnormal may be -inf
+    live = (losses >= jnp.finfo(losses.dtype).tiny) & (losses < jnp.inf)  # the logarithm of a subnormal may be -inf
     return jnp.where(live, losses, 1), live
 
 

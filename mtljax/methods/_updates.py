@@ -82,8 +82,9 @@ def _check_jacobian(name: str, updates: PyTree, params: PyTree) -> None:
             continue
         where = jax.tree_util.keystr(path) or "params"
         hint = "this is the gradient of one loss; pass" if jnp.shape(row) == shape else "pass"
+        expected = ", ".join(map(str, ("K", *shape)))
         raise ValueError(
-            f"{name}: a Jacobian needs a leading task axis, the same K on every leaf, (K, *{shape}) at {where}, got "
+            f"{name}: a Jacobian needs a leading task axis, the same K on every leaf, ({expected}) at {where}, got "
             f"{jnp.shape(row)}: {hint} the result of mtl.task_gradients(losses_fn, params, ...), or jax.jacrev of the "
             "(K,) losses, and only one method in a chain"
         )

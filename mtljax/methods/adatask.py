@@ -23,8 +23,8 @@ def adatask(
     get the step of that task's Adam, not their gradient.
 
     A task without a label, its whole gradient zero, takes no step, and its moments and their count wait. Where all
-    gradients have been zero the step is zero, also in single coordinates. Gradients far below ε give steps
-    near zero, and a coordinate whose square leaves the dtype's range (1e19 in float32) stands still from then on.
+    gradients have been zero the step is zero, also in single coordinates. Gradients far below ε give steps near zero.
+    Where the square of a coordinate leaves the dtype's range (above 1.8e19 in float32), d is NaN and the state waits.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> tx = mtl.adatask(num_tasks=2)
@@ -43,6 +43,12 @@ def adatask(
 
     Raises:
       ValueError: if a value is out of its range or `num_tasks` is missing.
+
+    References:
+      Yang et al., `AdaTask: A Task-aware Adaptive Learning Rate Approach to Multi-task Learning
+      <https://arxiv.org/abs/2211.15055>`_, AAAI 2023
+
+      Elich et al., `Examining Common Paradigms in Multi-Task Learning <https://arxiv.org/abs/2311.04698>`_, GCPR 2024
     """
     check_range("adatask", "[0, 1)", b1=b1, b2=b2)
     check_range("adatask", "> 0", eps=eps)

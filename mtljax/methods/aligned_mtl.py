@@ -50,6 +50,10 @@ def aligned_mtl(
 
     Raises:
       ValueError: if `scale` is unknown.
+
+    References:
+      Senushkin et al., `Independent Component Alignment for Multi-Task Learning <https://arxiv.org/abs/2305.19000>`_,
+      CVPR 2023
     """
     check_choice("aligned_mtl", "scale", scale, SCALES)
 

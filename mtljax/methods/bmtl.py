@@ -22,7 +22,7 @@ def bmtl(temperature: Scalar = 50.0, *, num_tasks: int | None = None) -> optax.G
     The weights depend on the unit of the losses, and for losses far below T all are about 1/T: lower T, or make up for
     it in the learning rate of an optimizer that feels the length of d. Losses of any sign are fine. Weights above the
     square root of the dtype's largest number (1.8e19 in float32, reached near L_k = 48 T for T = 50) are cut to it, so
-    that d stays finite; a task whose loss is infinite or NaN gets the weight 0.
+    that d stays finite.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> tx = mtl.bmtl(temperature=0.5)
@@ -40,6 +40,10 @@ def bmtl(temperature: Scalar = 50.0, *, num_tasks: int | None = None) -> optax.G
 
     Raises:
       ValueError: if `temperature` is not positive.
+
+    References:
+      Liang and Zhang, `A Simple General Approach to Balance Task Difficulty in Multi-Task Learning
+      <https://arxiv.org/abs/2002.04792>`_, 2020
     """
     check_range("bmtl", "> 0", temperature=temperature)
 

@@ -48,6 +48,10 @@ def cagrad(
 
     Raises:
       ValueError: if c is negative or `rescale` unknown.
+
+    References:
+      Liu et al., `Conflict-Averse Gradient Descent for Multi-task Learning <https://arxiv.org/abs/2110.14048>`_,
+      NeurIPS 2021
     """
     check_range("cagrad", ">= 0", c=c)
     check_choice("cagrad", "rescale", rescale, RESCALES)

@@ -43,6 +43,10 @@ def conflict_free(
 
     Returns:
       A transformation from K task gradients to one gradient; a task's own parameters get their own gradient unscaled.
+
+    References:
+      Liu et al., `ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks
+      <https://arxiv.org/abs/2408.11104>`_, ICLR 2025
     """
 
     def weigh(memory: Any, signals: Signals) -> Any:

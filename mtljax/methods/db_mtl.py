@@ -67,6 +67,9 @@ def db_mtl(
 
     Raises:
       ValueError: if a value is out of its range, `num_tasks` is missing, or on update the losses are.
+
+    References:
+      Lin et al., `Dual-Balancing for Multi-Task Learning <https://arxiv.org/abs/2308.12029>`_, 2023
     """
     check_range("db_mtl", "[0, 1)", beta=beta)
     check_range("db_mtl", ">= 0", sigma=sigma)

@@ -41,6 +41,12 @@ def dualproj(*, num_tasks: int | None = None, update_every: int | None = None) -
 
     Returns:
       A transformation from K task gradients to one gradient; a task's own parameters get their own gradient unscaled.
+
+    References:
+      Lopez-Paz and Ranzato, `Gradient Episodic Memory for Continual Learning <https://arxiv.org/abs/1706.08840>`_,
+      NeurIPS 2017
+
+      Quinton and Rey, `Jacobian Descent for Multi-Objective Optimization <https://arxiv.org/abs/2406.16232>`_, 2024
     """
 
     def weigh(memory: Any, signals: Signals) -> Any:

@@ -43,9 +43,8 @@ def dwa(
     Nash-MTL's code, which slides its windows by one update, fills them with ones at the start and divides d by K.
 
     The losses should be positive: the ratio of a negative one grows as it falls. Where the earlier mean is exactly 0,
-    r_k is taken as 1; ratios beyond the dtype's range are cut. A loss that is infinite or NaN counts as the mean of its
-    window so far, at the start of a window as that of the one before, and so does not stay in the memory. A task
-    without a label is left out, K counting the others; its windows count the updates in which it has one.
+    r_k is taken as 1; ratios beyond the dtype's range are cut. A task without a label is left out, K counting the
+    others; its windows count the updates in which it has one.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> tx = mtl.dwa(window=1, num_tasks=2)
@@ -66,6 +65,9 @@ def dwa(
 
     Raises:
       ValueError: if `num_tasks` is missing, or `temperature` or `window` are out of range.
+
+    References:
+      Liu et al., `End-to-End Multi-Task Learning with Attention <https://arxiv.org/abs/1803.10704>`_, CVPR 2019
     """
     check_range("dwa", "> 0", temperature=temperature)
     check_range("dwa", "whole >= 1", window=window)

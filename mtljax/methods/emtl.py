@@ -22,8 +22,8 @@ def emtl(*, num_tasks: int | None = None, update_every: int | None = None) -> op
     in which every task's weighted gradient is as long as its loss is large. The weights sum to K. No result of the
     paper may be expected of it. Cost: K backward passes.
 
-    There is nothing to set. Tasks with a zero gradient, or a loss that is not positive and finite, get weight 0; if
-    none is left, d = 0.
+    There is nothing to set. Tasks with a zero gradient, or a loss that is not positive, get weight 0; if none is left,
+    d = 0.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[2.0, 0.0], [0.0, 1.0]])
@@ -39,6 +39,9 @@ def emtl(*, num_tasks: int | None = None, update_every: int | None = None) -> op
     Returns:
       A transformation from K task gradients to one gradient that needs `losses=` at every update; a task's own
       parameters get their own gradient unscaled.
+
+    References:
+      Yuan and Zhang, `Equitable Multi-task Learning <https://arxiv.org/abs/2306.09373>`_, 2023
     """
 
     def weigh(memory: Any, signals: Signals) -> Any:

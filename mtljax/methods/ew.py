@@ -29,6 +29,10 @@ def ew(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs
 
     Returns:
       A transformation from K task gradients to one gradient.
+
+    References:
+      Kurin et al., `In Defense of the Unitary Scalarization for Deep Multi-Task Learning
+      <https://arxiv.org/abs/2201.04122>`_, NeurIPS 2022
     """
 
     def weigh(memory: Any, signals: Signals) -> Any:

@@ -66,6 +66,9 @@ def excess_mtl(learning_rate: Scalar = 0.01, *, num_tasks: int | None = None) ->
 
     Raises:
       ValueError: if η is negative or `num_tasks` is missing.
+
+    References:
+      He et al., `Robust Multi-Task Learning with Excess Risks <https://arxiv.org/abs/2402.02009>`_, ICML 2024
     """
     check_range("excess_mtl", ">= 0", learning_rate=learning_rate)
 

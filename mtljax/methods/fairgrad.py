@@ -55,6 +55,9 @@ def fairgrad(
 
     Raises:
       ValueError: if alpha is not positive and finite.
+
+    References:
+      Ban and Ji, `Fair Resource Allocation in Multi-Task Learning <https://arxiv.org/abs/2402.15638>`_, ICML 2024
     """
     check_range("fairgrad", "> 0", alpha=alpha)
 

@@ -21,7 +21,7 @@ class FamoMemory(NamedTuple):
     Attributes:
       logits: (K,) logits of the task shares z.
       opt_state: state of the optimizer that learns them.
-      gaps: (K,) D, the losses of the last update over their minima; 0 where that was not positive and finite.
+      gaps: (K,) D, the losses of the last update over their minima; 0 where that was not positive.
     """
 
     logits: jax.Array
@@ -54,10 +54,10 @@ def famo(
     copies of the official code default to 1e-5 and 1e-2. Their `max_norm` = 1 is clipping and has its own place in the
     chain, `optax.chain(mtl.famo(num_tasks=2), optax.clip_by_global_norm(1.0), ...)`. They add 1e-8 to every D.
 
-    A task without a label, at or below its minimum, or with an infinite or NaN loss gets the weight 0; where D or D' of
-    an update is such, the task's logit and what Adam keeps of it wait, but for Adam's count of steps, and the shares of
-    the others sum to 1. With no task left, d = 0. With 1e-8 added, a task at its minimum would get nearly all the
-    weight, and a task below it NaN.
+    A task without a label, or with a loss at or below its minimum, gets the weight 0; where D or D' of an update is
+    such, the task's logit and what Adam keeps of it wait, but for Adam's count of steps, and the shares of the others
+    sum to 1. With no task left, d = 0. With 1e-8 added, a task at its minimum would get nearly all the weight, and a
+    task below it NaN.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> tx = mtl.famo(num_tasks=2)
@@ -83,6 +83,9 @@ def famo(
     Raises:
       ValueError: if `num_tasks` is missing, or a hyperparameter is out of range or of the wrong shape,
         or on update `min_losses` names other tasks.
+
+    References:
+      Liu et al., `FAMO: Fast Adaptive Multitask Optimization <https://arxiv.org/abs/2306.03792>`_, NeurIPS 2023
     """
     check_range("famo", ">= 0", decay=decay, learning_rate=learning_rate)
     minima, names = by_task(min_losses)
@@ -101,7 +104,7 @@ def famo(
         return FamoMemory(logits=zeros, opt_state=learner.init(zeros), gaps=zeros)
 
     def gaps(losses: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The (K,) D, and the mask of those that are positive and finite."""
+        """The (K,) D, and the mask of those that are positive."""
         return positive(losses - jnp.asarray(minima, losses.dtype))
 
     def learn(memory: FamoMemory, after: jax.Array, counts: jax.Array) -> tuple[Any, Any]:

@@ -43,7 +43,14 @@ class FsMtlState(NamedTuple):
         return task_weights(self.loss)
 
 
-@register(needs="jacobian", paper="2211.13723", properties=("permutable", "homogeneous"), plain_jacobian=False)
+@register(
+    needs="jacobian",
+    paper="2211.13723",
+    properties=("permutable", "homogeneous"),
+    plain_jacobian=False,
+    idle=lambda options: options.get("rho") == 0 and not options.get("rho_heads"),
+    pairs=lambda options: options.get("aggregate") in ("second", "each"),
+)
 def fs_mtl(
     base: optax.GradientTransformation | None = None,
     rho: Scalar = 0.05,
@@ -76,8 +83,8 @@ def fs_mtl(
     batch statistics, are those at θ: the perturbed pass leaves no trace. Dropout masks are the same in both.
 
     A task with a zero gradient has no ε_k and no flat part, a task without a label counts in neither aggregation, and
-    if all gradients are zero, d = 0. The Python number `rho=0` returns the base method itself. A traced ρ of 0, as from
-    `optax.inject_hyperparams`, makes every flat part exactly zero, at the full cost.
+    if all gradients are zero, d = 0. The Python number `rho=0`, with `rho_heads` left out or 0, returns the base method
+    itself. A traced ρ of 0, as from `optax.inject_hyperparams`, makes every flat part exactly zero, at the full cost.
 
     As ρ goes to 0 the flat parts go to 0, and A of them where A is homogeneous. Where it is not, the flat part of d
     does not vanish: that of `nash_mtl` has norm √K whatever ρ is, that of `fairgrad` grows like ρ^((1 - α) / (1 + α)).
@@ -95,6 +102,7 @@ def fs_mtl(
 
     Args:
       base: A: any transformation from task gradients to one gradient, as `mtl.nash_mtl()`; None for `mtl.cagrad()`.
+        Names are for `mtl.methods.create("fs_mtl", base="cagrad", base_options={"c": 0.5})`.
       rho: ρ, at least 0, in units of the parameters; adaptive, of their relative change. May be a tracer.
       adaptive: whether each parameter counts relative to its own size.
       rho_heads: ρ of a task's own parameters, None for `rho`. May be a tracer.
@@ -117,6 +125,17 @@ def fs_mtl(
     Raises:
       ValueError: on values out of range, or options that do not go together; on update, on gradients that cannot be
         evaluated elsewhere, or in mode "features" without `shared_perturbation`.
+
+    References:
+      Phan et al., `Beyond Losses Reweighting: Empowering Multi-Task Learning via the Generalization Perspective
+      <https://arxiv.org/abs/2211.13723>`_, ICCV 2025 (versions 1 to 4 on arXiv: "Improving Multi-task Learning via
+      Seeking Task-based Flat Regions")
+
+      Foret et al., `Sharpness-Aware Minimization for Efficiently Improving Generalization
+      <https://arxiv.org/abs/2010.01412>`_, ICLR 2021
+
+      Kwon et al., `ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural Networks
+      <https://arxiv.org/abs/2102.11600>`_, ICML 2021
     """
     if base is not None and not (callable(getattr(base, "init", None)) and callable(getattr(base, "update", None))):
         raise ValueError(

@@ -19,9 +19,9 @@ def gls(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraArg
     Cost: one backward pass. There is nothing to set. There is no official code; LibMTL takes the root of the product
     itself, whose range bounds the number of tasks.
 
-    The losses must be positive. A task whose loss is zero, negative, infinite or NaN gets the weight 0 and is left out
-    of the mean too (m and K are those of the others); with no task left, d = 0. Weights above the square
-    root of the dtype's largest number (1.8e19 in float32) are cut to it, so that d stays finite.
+    The losses must be positive. A task whose loss is zero or negative gets the weight 0 and is left out of the mean too
+    (m and K are those of the others); with no task left, d = 0. Weights above the square root of the dtype's largest
+    number (1.8e19 in float32) are cut to it, so that d stays finite.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[1.0, 0.0], [0.0, 1.0]])
@@ -36,6 +36,10 @@ def gls(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraArg
     Returns:
       A transformation from K task gradients and their losses to one gradient; a task's own parameters are scaled by its
       weight too.
+
+    References:
+      Chennupati et al., `MultiNet++: Multi-Stream Feature Aggregation and Geometric Loss Strategy for Multi-Task
+      Learning <https://arxiv.org/abs/1904.08492>`_, CVPR Workshops 2019
     """
 
     def weigh(memory: Any, signals: Signals) -> Any:

@@ -54,6 +54,10 @@ def graddrop(
 
     Raises:
       ValueError: if a leak is outside [0, 1], or on update their number or names are not those of the tasks.
+
+    References:
+      Chen et al., `Just Pick a Sign: Optimizing Deep Multitask Models with Gradient Sign Dropout
+      <https://arxiv.org/abs/2010.06808>`_, NeurIPS 2020
     """
     values, names = by_task(leak)
     leaks = jnp.asarray(values, dtype=float)

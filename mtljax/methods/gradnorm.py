@@ -53,8 +53,8 @@ def gradnorm(
     leaves w = 1 in the first epoch and takes that epoch's mean loss for L_k(0), which here is the first positive loss
     the task has shown.
 
-    A task with a zero gradient, or a loss that is not positive and finite, counts in no mean. Its weight and
-    what Adam keeps of it wait, but for Adam's count of steps, and the others share what is left of K.
+    A task with a zero gradient, or a loss that is not positive, counts in no mean. Its weight and what Adam keeps of it
+    wait, but for Adam's count of steps, and the others share what is left of K.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[2.0, 0.0], [0.0, 1.0]])
@@ -76,6 +76,10 @@ def gradnorm(
 
     Raises:
       ValueError: if alpha is negative or `num_tasks` is missing.
+
+    References:
+      Chen et al., `GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask Networks
+      <https://arxiv.org/abs/1711.02257>`_, ICML 2018
     """
     check_range("gradnorm", ">= 0", alpha=alpha, learning_rate=learning_rate)
     learner = optax.adam(learning_rate) if optimizer is None else optimizer

@@ -69,6 +69,10 @@ def gradvac(
 
     Raises:
       ValueError: if beta is outside [0, 1] or `num_tasks` is missing.
+
+    References:
+      Wang et al., `Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively Multilingual
+      Models <https://arxiv.org/abs/2010.05874>`_, ICLR 2021
     """
     check_range("gradvac", "[0, 1]", beta=beta)
 

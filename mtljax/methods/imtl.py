@@ -36,9 +36,8 @@ def imtl(
     s starts at 0, as in the paper and LibMTL, which learn it with the optimizer of the network; here it has its own
     Adam, with the learning rate that Nash-MTL's code gives to the parameters of methods. `guard` is that of `imtl_g`.
 
-    Tasks with a zero gradient, or a loss that is infinite or NaN, are left out; the s of the latter gets a gradient of
-    0. Dependent gradients and a vanishing sum of the weights are met as in `imtl_g`, a loss of 0 or less as in
-    `imtl_l`, and so are weights beyond the range. If all gradients are zero, d = 0.
+    Tasks with a zero gradient are left out. Dependent gradients and a vanishing sum of the weights are met as in
+    `imtl_g`, a loss of 0 or less as in `imtl_l`, and so are weights beyond the range. If all gradients are zero, d = 0.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[2.0, 0.0], [0.0, 1.0]])
@@ -60,6 +59,9 @@ def imtl(
 
     Raises:
       ValueError: if `num_tasks` is missing or `learning_rate` is negative.
+
+    References:
+      Liu et al., `Towards Impartial Multi-task Learning <https://openreview.net/forum?id=IMPnRXEWpvr>`_, ICLR 2021
     """
     check_range("imtl", ">= 0", learning_rate=learning_rate)
     learner = optax.adam(learning_rate) if optimizer is None else optimizer

@@ -49,6 +49,9 @@ def imtl_g(
 
     Returns:
       A transformation from K task gradients to one gradient; a task's own parameters get their own gradient unscaled.
+
+    References:
+      Liu et al., `Towards Impartial Multi-task Learning <https://openreview.net/forum?id=IMPnRXEWpvr>`_, ICLR 2021
     """
 
     def weigh(memory: Any, signals: Signals) -> Any:

@@ -45,10 +45,9 @@ def imtl_l(
     that Nash-MTL's code gives to the parameters of methods. s moves by about that much an update: to balance losses of
     1e-4 takes some 400 updates. `uw` is the same idea with s of the opposite sign and half the sum.
 
-    A loss below 0 has no best s: its weight grows by a factor of about exp(learning_rate) an update until cut at
-    the square root of the dtype's largest number (1.8e19 in float32), so that d stays finite. A loss that is infinite
-    or NaN gets the weight 0 and its s a gradient of 0. A loss of exactly 0 is a missing label: s waits. Gradients of s
-    are cut where their square would leave the dtype's range.
+    A loss of 0 or less has no best s: its weight grows by a factor of about exp(learning_rate) an update until cut at
+    the square root of the dtype's largest number (1.8e19 in float32), so that d stays finite. A task without a label:
+    s waits. Gradients of s are cut where their square would leave the dtype's range.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> tx = mtl.imtl_l(num_tasks=2)
@@ -70,6 +69,9 @@ def imtl_l(
 
     Raises:
       ValueError: if `num_tasks` is missing, or `init` or `learning_rate` are out of range.
+
+    References:
+      Liu et al., `Towards Impartial Multi-task Learning <https://openreview.net/forum?id=IMPnRXEWpvr>`_, ICLR 2021
     """
     check_range("imtl_l", "any", init=init)
     check_range("imtl_l", ">= 0", learning_rate=learning_rate)

@@ -49,6 +49,13 @@ def mgda(
 
     Raises:
       ValueError: if `normalize` is unknown.
+
+    References:
+      Désidéri, `Multiple-gradient descent algorithm (MGDA) for multiobjective optimization
+      <https://doi.org/10.1016/j.crma.2012.03.014>`_, Comptes Rendus Mathématique 2012
+
+      Sener and Koltun, `Multi-Task Learning as Multi-Objective Optimization <https://arxiv.org/abs/1810.04650>`_,
+      NeurIPS 2018
     """
     check_choice("mgda", "normalize", normalize, NORMALIZERS)
     reads_losses = normalize in ("loss", "loss+")

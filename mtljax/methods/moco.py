@@ -79,6 +79,10 @@ def moco(
 
     Raises:
       ValueError: if a value is out of its range or `num_tasks` is missing.
+
+    References:
+      Fernando et al., `Mitigating Gradient Bias in Multi-objective Learning: A Provably Convergent Approach
+      <https://arxiv.org/abs/2210.12624>`_, ICLR 2023
     """
     check_range("moco", "[0, 1]", beta=beta)
     check_range("moco", ">= 0", beta_decay=beta_decay, gamma=gamma, gamma_decay=gamma_decay, rho=rho)

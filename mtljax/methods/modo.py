@@ -64,6 +64,10 @@ def modo(
 
     Raises:
       ValueError: if gamma or rho is negative, `num_tasks` is missing, or `update` gets more than three gradients.
+
+    References:
+      Chen et al., `Three-Way Trade-Off in Multi-Objective Learning: Optimization, Generalization and Conflict-Avoidance
+      <https://arxiv.org/abs/2305.20057>`_, NeurIPS 2023
     """
     check_range("modo", ">= 0", gamma=gamma, rho=rho)
 

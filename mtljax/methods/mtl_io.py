@@ -40,6 +40,12 @@ def mtl_io(momentum: Scalar = 0.9, *, num_tasks: int | None = None) -> optax.Gra
 
     Raises:
       ValueError: if the momentum is out of its range or `num_tasks` is missing.
+
+    References:
+      Elich et al., `Examining Common Paradigms in Multi-Task Learning <https://arxiv.org/abs/2311.04698>`_, GCPR 2024
+
+      Pascal et al., `Improved optimization strategies for deep Multi-Task Networks
+      <https://arxiv.org/abs/2109.11678>`_, 2021
     """
     check_range("mtl_io", "[0, 1)", momentum=momentum)
     return sum_of_per_task("mtl_io", optax.trace(momentum), num_tasks)

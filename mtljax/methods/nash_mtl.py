@@ -53,6 +53,9 @@ def nash_mtl(
 
     Raises:
       ValueError: if `max_norm` is not positive.
+
+    References:
+      Navon et al., `Multi-Task Learning as a Bargaining Game <https://arxiv.org/abs/2202.01017>`_, ICML 2022
     """
     if max_norm is not None:
         check_range("nash_mtl", "> 0", max_norm=max_norm)

@@ -41,6 +41,9 @@ def pcgrad(
 
     Returns:
       A transformation from K task gradients to one gradient; a task's own parameters get their own gradient unscaled.
+
+    References:
+      Yu et al., `Gradient Surgery for Multi-Task Learning <https://arxiv.org/abs/2001.06782>`_, NeurIPS 2020
     """
 
     def weigh(memory: Any, signals: Signals) -> Any:

@@ -38,6 +38,12 @@ def per_task(transformation: optax.GradientTransformation, num_tasks: int) -> op
 
     Raises:
       ValueError: if `num_tasks` is not positive; on update, if the gradients are of another number of tasks.
+
+    References:
+      Yang et al., `AdaTask: A Task-aware Adaptive Learning Rate Approach to Multi-task Learning
+      <https://arxiv.org/abs/2211.15055>`_, AAAI 2023
+
+      Elich et al., `Examining Common Paradigms in Multi-Task Learning <https://arxiv.org/abs/2311.04698>`_, GCPR 2024
     """
     check_num_tasks("per_task", num_tasks)
     inner = optax.with_extra_args_support(transformation)

@@ -1,7 +1,7 @@
 """What is known of every method, told beside its rule, and how one is built by its name."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec
 
@@ -24,6 +24,7 @@ PROPERTIES = {
     "sum": "d is a multiple of the sum of the gradients where no two of them conflict",
 }
 COMMON = ("row span", "permutable", "rotatable", "homogeneous")
+DEFAULT_BASE = "cagrad"  # of methods around another
 NEVER_CONFLICTS = ("non-conflicting", "non-conflicting if independent")
 
 
@@ -40,6 +41,8 @@ class Method:
       losses_after: whether it wants the extra argument `losses_after`, the losses of the batch before at the current
         parameters, for one more forward pass.
       batches: independent batches its estimate is unbiased with; `update` then takes a tuple of gradients.
+      idle: of a method around another: whether these hyperparameters make it that other method.
+      pairs: of a method around another: whether with these it also aggregates pairs, by a base built for two tasks.
     """
 
     build: Callable[..., optax.GradientTransformationExtraArgs]
@@ -49,6 +52,13 @@ class Method:
     plain_jacobian: bool = True
     losses_after: bool = False
     batches: int = 1
+    idle: Callable[[Mapping[str, Any]], bool] = lambda _: False
+    pairs: Callable[[Mapping[str, Any]], bool] = lambda _: False
+
+    @property
+    def around(self) -> bool:
+        """Whether it goes around another method, its `base`."""
+        return "base" in inspect.signature(self.build).parameters
 
     @property
     def family(self) -> str:
@@ -135,21 +145,34 @@ def create(name: str, num_tasks: int | None = None, **hyperparameters: Any) -> o
       ValueError: on an unknown method or hyperparameter, naming the nearest valid one, and on invalid values.
     """
     method = describe(name)
-    if "base" in inspect.signature(method.build).parameters:
-        hyperparameters = _around(name, num_tasks, **hyperparameters)
+    if method.around:
+        base, options = base_of(name, hyperparameters)
+        hyperparameters.pop("base_options", None)
+        if isinstance(base, str):
+            hyperparameters["base"] = create(base, num_tasks, **options)
+            if method.pairs(hyperparameters):
+                hyperparameters["pair_base"] = create(base, 2, **options)
     check_options(f"method {name}", hyperparameters, method.build, exclude=("num_tasks",))
     return method.build(num_tasks=num_tasks, **hyperparameters)
 
 
-def _around(name: str, num_tasks: int | None, **hyperparameters: Any) -> dict[str, Any]:
-    """The hyperparameters of a method around another, which is built where it is given by name."""
-    options = hyperparameters.pop("base_options", None)
-    base = hyperparameters.get("base", None if options is None else "cagrad")
-    if not isinstance(base, str):
-        if options is not None:
-            raise ValueError(f"{name}: base_options go with a base given by name; set them where the base is built")
-        return hyperparameters
+def base_of(name: str, hyperparameters: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    """The method that `name` with these hyperparameters goes around, and the hyperparameters of that.
+
+    Args:
+      name: a method; one that goes around no other is its own base.
+      hyperparameters: its hyperparameters, `base` and `base_options` among them.
+
+    Raises:
+      ValueError: if the base is the method itself, or its hyperparameters are no dict or go with no name.
+    """
+    if not describe(name).around:
+        return name, hyperparameters
+    base, options = hyperparameters.get("base", DEFAULT_BASE), hyperparameters.get("base_options")
     if base == name:
-        raise ValueError(f"{name}: the base must be another method, such as 'cagrad'")
-    built = {"base": create(base, num_tasks, **(options or {})), "pair_base": create(base, 2, **(options or {}))}
-    return {**hyperparameters, **built}
+        raise ValueError(f"{name}: the base must be another method, such as '{DEFAULT_BASE}'")
+    if options is not None and not isinstance(base, str):
+        raise ValueError(f"{name}: base_options go with a base given by name; set them where the base is built")
+    if not isinstance(options, (Mapping, type(None))):
+        raise ValueError(f"{name}: base_options must be a dict of the base's hyperparameters, got {options!r}")
+    return base, options or {}

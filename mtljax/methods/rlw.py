@@ -43,6 +43,10 @@ def rlw(
 
     Raises:
       ValueError: if `distribution` is unknown.
+
+    References:
+      Lin et al., `Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task Learning
+      <https://arxiv.org/abs/2111.10603>`_, TMLR 2022
     """
     check_choice("rlw", "distribution", distribution, DISTRIBUTIONS)
 

@@ -42,6 +42,13 @@ def scalarization(
 
     Raises:
       ValueError: if the weights are no finite vector, or disagree with `num_tasks` or with the tasks.
+
+    References:
+      Xin et al., `Do Current Multi-Task Optimization Methods in Deep Learning Even Help?
+      <https://arxiv.org/abs/2209.11379>`_, NeurIPS 2022
+
+      Hu et al., `Revisiting Scalarization in Multi-Task Learning: A Theoretical Perspective
+      <https://arxiv.org/abs/2308.13985>`_, NeurIPS 2023
     """
     values, names = by_task(weights)
     vector = None

@@ -69,6 +69,10 @@ def sdmgrad(
 
     Raises:
       ValueError: if a hyperparameter is out of its range, or `update` gets more than three gradients.
+
+    References:
+      Xiao et al., `Direction-oriented Multi-objective Learning: Simple and Provable Stochastic Algorithms
+      <https://arxiv.org/abs/2305.18409>`_, NeurIPS 2023
     """
     check_range("sdmgrad", ">= 0", lam=lam)
     check_range("sdmgrad", "whole >= 0", iterations=iterations)

@@ -17,9 +17,9 @@ def si(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs
     There is nothing to set. Nash-MTL's code has the same sum of logarithms. The weights are those of
     `uw_o`, which comes to them from uncertainty weighting: the two are one rule.
 
-    The losses must be positive. A task whose loss is zero, negative, infinite or NaN gets the weight 0, which leaves it
-    out of this update; weights above the square root of the dtype's largest number (1.8e19 in float32) are cut to it,
-    so that d stays finite.
+    The losses must be positive. A task whose loss is zero or negative gets the weight 0, which leaves it out of this
+    update; weights above the square root of the dtype's largest number (1.8e19 in float32) are cut to it, so that d
+    stays finite.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[1.0, 0.0], [0.0, 1.0]])
@@ -34,6 +34,9 @@ def si(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraArgs
     Returns:
       A transformation from K task gradients and their losses to one gradient; a task's own parameters are scaled by its
       weight too.
+
+    References:
+      Navon et al., `Multi-Task Learning as a Bargaining Game <https://arxiv.org/abs/2202.01017>`_, ICML 2022
     """
     return weighting("si", inverse_loss_weights, needs="losses", num_tasks=num_tasks)
 

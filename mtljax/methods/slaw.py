@@ -40,10 +40,8 @@ def slaw(decay: Scalar = 0.99, *, num_tasks: int | None = None) -> optax.Gradien
 
     A loss that has not changed at all (s_k = 0, so every loss at the first update) keeps the weight 1, and the others
     share what is left of K by the rule. The default decay is the official code's, which puts 1e-5 in place of smaller
-    deviations: such a task there takes nearly all the weight, and the unit of the losses matters. A loss that is
-    infinite or NaN counts as the mean.
-    A task without a label is left out, K counting the others; its moments wait, and count the updates in which it has
-    one.
+    deviations: such a task there takes nearly all the weight, and the unit of the losses matters. A task without a
+    label is left out, K counting the others; its moments wait, and count the updates in which it has one.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> tx = mtl.slaw(num_tasks=2)
@@ -63,6 +61,10 @@ def slaw(decay: Scalar = 0.99, *, num_tasks: int | None = None) -> optax.Gradien
 
     Raises:
       ValueError: if `num_tasks` is missing or `decay` is outside [0, 1].
+
+    References:
+      Crawshaw and Košecká, `SLAW: Scaled Loss Approximate Weighting for Efficient Multi-Task Learning
+      <https://arxiv.org/abs/2109.08218>`_, 2021
     """
     check_range("slaw", "[0, 1]", decay=decay)
 

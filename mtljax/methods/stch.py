@@ -39,11 +39,11 @@ def stch(
     In the official code and in LibMTL a window is an epoch: set `window` to the updates of one. With the defaults here
     the nadir is the mean of updates 100 to 124, counted from 0. Both add 1e-20 inside the logarithms; this does not.
 
-    The losses must be positive. A task whose loss is zero, negative, infinite or NaN gets the weight 0 and is left out
-    of the sum, K counting the others; in the nadir that loss counts as the mean so far (1 at the start). A task without
-    a label does not count there either: its windows count the updates in which it has one, and until it has a nadir its
-    rule is that of `si` beside the others. With no task left, d = 0. Weights above the square root of the dtype's
-    largest number (1.8e19 in float32) are cut to it, so that d stays finite.
+    The losses must be positive. A task whose loss is zero or negative gets the weight 0 and is left out of the sum, K
+    counting the others; in the nadir that loss counts as the mean so far (1 at the start). A task without a label does
+    not count there either: its windows count the updates in which it has one, and until it has a nadir its rule is that
+    of `si` beside the others. With no task left, d = 0. Weights above the square root of the dtype's largest number
+    (1.8e19 in float32) are cut to it, so that d stays finite.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> tx = mtl.stch(warmup=0, window=1, num_tasks=2)
@@ -65,6 +65,10 @@ def stch(
 
     Raises:
       ValueError: if `num_tasks` is missing, or `mu`, `warmup` or `window` are out of range.
+
+    References:
+      Lin et al., `Smooth Tchebycheff Scalarization for Multi-Objective Optimization
+      <https://arxiv.org/abs/2402.19078>`_, ICML 2024
     """
     check_range("stch", "> 0", mu=mu)
     check_range("stch", "whole >= 0", warmup=warmup)

@@ -39,6 +39,9 @@ def upgrad(*, num_tasks: int | None = None, update_every: int | None = None) -> 
 
     Returns:
       A transformation from K task gradients to one gradient; a task's own parameters get their own gradient unscaled.
+
+    References:
+      Quinton and Rey, `Jacobian Descent for Multi-Objective Optimization <https://arxiv.org/abs/2406.16232>`_, 2024
     """
 
     def weigh(memory: Any, signals: Signals) -> Any:

@@ -45,10 +45,9 @@ def uw(
     the optimizer of the network. s moves by about the learning rate an update: to reach the log-variance of a loss of
     1e-4 takes some 400 updates.
 
-    A loss below 0 has no best s: its weight grows by a factor of about exp(learning_rate) an update until cut at
-    the square root of the dtype's largest number (1.8e19 in float32), so that d stays finite. A loss that is infinite
-    or NaN gets the weight 0 and its s a gradient of 0. A loss of exactly 0 is a missing label: s waits. Gradients of s
-    are cut where their square would leave the dtype's range.
+    A loss of 0 or less has no best s: its weight grows by a factor of about exp(learning_rate) an update until cut at
+    the square root of the dtype's largest number (1.8e19 in float32), so that d stays finite. A task without a label:
+    s waits. Gradients of s are cut where their square would leave the dtype's range.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> tx = mtl.uw(num_tasks=2)
@@ -70,6 +69,10 @@ def uw(
 
     Raises:
       ValueError: if `num_tasks` is missing, or `init` or `learning_rate` are out of range.
+
+    References:
+      Kendall et al., `Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and Semantics
+      <https://arxiv.org/abs/1705.07115>`_, CVPR 2018
     """
     check_range("uw", "any", init=init)
     check_range("uw", ">= 0", learning_rate=learning_rate)

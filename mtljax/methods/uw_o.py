@@ -16,9 +16,9 @@ def uw_o(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraAr
     those of `si`, which comes to them from the logarithms of the losses: the two are one rule. Unlike `uw` it has no
     learning rate, no delay and no factor 1/2. There is nothing to set, and no code of the paper to differ from.
 
-    The losses must be positive. A task whose loss is zero, negative, infinite or NaN gets the weight 0, which leaves it
-    out of this update; weights above the square root of the dtype's largest number (1.8e19 in float32) are cut to it,
-    so that d stays finite.
+    The losses must be positive. A task whose loss is zero or negative gets the weight 0, which leaves it out of this
+    update; weights above the square root of the dtype's largest number (1.8e19 in float32) are cut to it, so that d
+    stays finite.
 
     >>> import jax.numpy as jnp, mtljax as mtl
     >>> jacobian = jnp.array([[1.0, 0.0], [0.0, 1.0]])
@@ -33,5 +33,8 @@ def uw_o(*, num_tasks: int | None = None) -> optax.GradientTransformationExtraAr
     Returns:
       A transformation from K task gradients and their losses to one gradient; a task's own parameters are scaled by its
       weight too.
+
+    References:
+      Elich et al., `Examining Common Paradigms in Multi-Task Learning <https://arxiv.org/abs/2311.04698>`_, GCPR 2024
     """
     return weighting("uw_o", inverse_loss_weights, needs="losses", num_tasks=num_tasks)

@@ -12,7 +12,7 @@ from mtljax.errors import unknown
 from mtljax.tasks.binary import binary
 from mtljax.tasks.classification import classification
 from mtljax.tasks.regression import regression
-from mtljax.tasks.task import Metric, Task, label_counts, mean_loss, mean_metric, metric_sums, metric_values
+from mtljax.tasks.task import Metric, Task, loss_sum, mean_loss, mean_metric, metric_sums, metric_values
 
 __all__ = [
     "Metric",
@@ -21,7 +21,7 @@ __all__ = [
     "classification",
     "from_spec",
     "kinds",
-    "label_counts",
+    "loss_sum",
     "mean_loss",
     "mean_metric",
     "metric_sums",

@@ -91,32 +91,29 @@ def mean_metric(
     return Metric(name, sums, value, higher_is_better)
 
 
-def mean_loss(
-    task: Task, outputs: Any, targets: Any, mask: jax.Array | None = None, count: jax.Array | None = None
-) -> jax.Array:
-    """Averages a task's loss over the examples that have a label.
+def loss_sum(task: Task, outputs: Any, targets: Any, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """The sum of a task's loss over the examples that have a label, and their number.
+
+    As the loss of a task in `mtljax.task_gradients`, the pair is averaged exactly over devices and microbatches however
+    the labels are spread, and a count of 0 makes the task absent.
 
     Args:
       task: The task.
       outputs: What its head returned, leading axis B.
       targets: Its targets, leading axis B, some of them possibly missing.
       mask: Optional `(B,)`, 0 for examples to leave out besides, such as padding.
-      count: What to divide the sum by, None for the number of labels here. Where the batch is one of n parts of a whole
-        (devices, microbatches), a n-th of the whole's labels makes the mean over parts that of the whole, however the
-        labels are spread; see `label_counts`.
 
     Returns:
-      A scalar; 0, with zero gradient, when no example has a label.
+      Two scalars.
     """
     counted = _counted(task, targets, mask)
-    losses = jnp.where(counted > 0, task.loss(outputs, targets), 0)
-    count = jnp.sum(counted) if count is None else count
-    return jnp.sum(losses) / jnp.where(count > 0, count, 1)
+    return jnp.sum(jnp.where(counted > 0, task.loss(outputs, targets), 0)), jnp.sum(counted)
 
 
-def label_counts(tasks: Mapping[str, Task], targets: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """The number of examples with a label, by task."""
-    return {name: jnp.sum(task.valid(targets[name])) for name, task in tasks.items()}
+def mean_loss(task: Task, outputs: Any, targets: Any, mask: jax.Array | None = None) -> jax.Array:
+    """The quotient of `loss_sum`: a scalar; 0, with zero gradient, when no example has a label."""
+    total, count = loss_sum(task, outputs, targets, mask)
+    return total / jnp.where(count > 0, count, 1)
 
 
 def metric_sums(

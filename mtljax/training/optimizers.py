@@ -87,30 +87,22 @@ def transformation(
 
 
 def resolved(method: MethodConfig) -> MethodConfig:
-    """The method that runs: `fs_mtl` with rho 0 is its base method, one aggregation and nothing perturbed."""
-    options = method.options
-    if method.name == "fs_mtl" and options.get("rho") == 0 and not options.get("rho_heads"):
-        return base_of(method)
-    return method
+    """The method that runs: one around another may be idle, as `fs_mtl` with rho 0."""
+    return base_of(method) if methods.describe(method.name).idle(method.options) else method
 
 
 def base_of(method: MethodConfig) -> MethodConfig:
-    """The method that aggregates: that inside of `fs_mtl`, any other itself."""
-    if method.name != "fs_mtl":
-        return method
-    build = methods.describe("fs_mtl").build
-    name = method.options.get("base", inspect.signature(build).parameters["base"].default)
-    options = method.options.get("base_options") or {}
-    if not isinstance(name, str) or name == "fs_mtl":
-        raise ValueError(f"option base of method fs_mtl must be the name of another method, got {name!r}")
-    if not isinstance(options, dict):
-        raise ValueError(f"option base_options of method fs_mtl must be a dict of its hyperparameters, got {options!r}")
-    return MethodConfig(name, options)
+    """The method that aggregates: that inside of one around it, any other itself."""
+    name, options = methods.base_of(method.name, method.options)
+    if not isinstance(name, str):
+        raise ValueError(f"option base of method {method.name} must be the name of another method, got {name!r}")
+    return MethodConfig(name, dict(options))
 
 
 def injects_base(method: MethodConfig) -> bool:
     """Whether the numbers in `base_options` are in the state too; where pairs are aggregated they are constants."""
-    return method.name == "fs_mtl" and method.options.get("aggregate", "decomposed") in ("decomposed", "direct")
+    known = methods.describe(method.name)
+    return known.around and not known.pairs(method.options)
 
 
 def solve_every(method: MethodConfig) -> int:
@@ -125,15 +117,20 @@ def _injected_method(
 ) -> optax.GradientTransformationExtraArgs:
     config = resolved(config)
     build = methods.describe(config.name).build
-    check_options(f"method {config.name}", config.options, build, exclude=("num_tasks",))
-    methods.create(config.name, num_tasks, **config.options)  # checks values
+    methods.create(config.name, num_tasks, **config.options)  # checks names and values
     parameters = inspect.signature(build).parameters
     own = {name: value for name, value in (("seed", seed), ("window", steps_per_epoch)) if name in parameters}
     static = tuple(name for name in _STATIC if name in parameters)
-    given = {name: _traced(value, parameters[name].default) for name, value in config.options.items()}
-    if injects_base(config):
-        given["base"] = _injected_method(base_of(config), num_tasks, seed, steps_per_epoch)
-        given["base_options"] = None
+    given = {
+        name: _traced(value, parameters[name].default) for name, value in config.options.items() if name in parameters
+    }
+    if methods.describe(config.name).around:
+        base = base_of(config)
+        if injects_base(config):
+            given["base"] = _injected_method(base, num_tasks, seed, steps_per_epoch)
+        else:
+            given["base"] = methods.create(base.name, num_tasks, **base.options)
+            given["pair_base"] = methods.create(base.name, 2, **base.options)
     return optax.inject_hyperparams(build, static_args=static)(num_tasks=num_tasks, **{**own, **given})
 
 

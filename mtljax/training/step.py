@@ -14,7 +14,7 @@ from mtljax.data.batches import Batch
 from mtljax.gradients import Mode, Reduce, SplitLosses, accumulate, split, task_gradients
 from mtljax.methods import task_weights
 from mtljax.models import MultiTaskModel
-from mtljax.tasks import Task, label_counts, mean_loss, mean_metric, metric_sums
+from mtljax.tasks import Task, loss_sum, mean_loss, mean_metric, metric_sums
 from mtljax.training.state import TrainState, observe
 
 PyTree = Any
@@ -76,14 +76,6 @@ def make_step(
         pattern = re.compile(engine.subset)
         options["subset"] = lambda path: pattern.search(jax.tree_util.keystr(path, simple=True, separator="/"))
 
-    def arguments(batch: Batch, key: jax.Array, scales: Mapping[str, jax.Array] | None) -> tuple[Any, ...]:
-        """What the losses of a batch read besides parameters and model state."""
-        counts = label_counts(tasks, batch.targets)
-        if axis_name is not None:
-            counts = lax.pmean(counts, axis_name)
-        counts = jax.tree.map(lambda count: count / engine.accumulate, counts)
-        return batch, jax.random.split(key, engine.accumulate), counts, scales
-
     def step(state: TrainState, batch: Batch, solve: bool | None = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         if axis_name is not None:
@@ -92,8 +84,9 @@ def make_step(
         model_state, every_losses, every_grads = state.model_state, [], []
         for index, part in enumerate(_parts(batch, batches)):
             part_key = key if batches == 1 else jax.random.fold_in(key, index)
+            keys = jax.random.split(part_key, engine.accumulate)
             (losses, model_state), grads = task_gradients(
-                losses_fn, state.params, model_state, *arguments(part, part_key, scales), has_aux=True, **options
+                losses_fn, state.params, model_state, part, keys, scales, has_aux=True, **options
             )
             _LOG.info(grads.explanation())  # said when a step is traced, not at each
             every_losses.append(losses)
@@ -110,9 +103,9 @@ def make_step(
         params = optax.apply_updates(state.params, updates)
         losses_after = None
         if state.losses_after is not None:
-            losses_after = _vector(losses_fn(params, state.model_state, *arguments(batch, key, scales))[0])
+            losses_after = _vector(every_grads[-1].losses_at(params))
         if axis_name is not None:
-            model_state, losses_after = lax.pmean((model_state, losses_after), axis_name)
+            model_state = lax.pmean(model_state, axis_name)
         if scales is not None:
             losses = {name: loss / scales[name] for name, loss in losses.items()}
         new_state = TrainState(
@@ -138,34 +131,25 @@ def task_losses(model: MultiTaskModel, tasks: Mapping[str, Task]) -> SplitLosses
       tasks: the tasks by name.
 
     Returns:
-      `(params, model_state, batch, keys, counts, scales=None) -> ({task: loss}, model_state)`: `keys` holds one key of
-      dropout along a leading axis, `counts` the number of labels to average over, by task, `scales` factors on the
-      losses.
+      `(params, model_state, batch, keys, scales=None) -> ({task: (sum, count)}, model_state)`: `keys` holds one key of
+      dropout along a leading axis, `scales` factors on the losses.
     """
 
-    def encode(
-        params: PyTree, model_state: PyTree, batch: Batch, keys: jax.Array, counts: PyTree, scales: PyTree = None
-    ) -> PyTree:
-        del counts, scales
+    def encode(params: PyTree, model_state: PyTree, batch: Batch, keys: jax.Array, scales: PyTree = None) -> PyTree:
+        del scales
         return model.encode(params, model_state, jnp.asarray(batch.inputs), train=True, key=keys[0])
 
     def heads(
-        params: PyTree,
-        encoded: PyTree,
-        model_state: PyTree,
-        batch: Batch,
-        keys: jax.Array,
-        counts: PyTree,
-        scales: PyTree = None,
-    ) -> tuple[dict[str, jax.Array], PyTree]:
+        params: PyTree, encoded: PyTree, model_state: PyTree, batch: Batch, keys: jax.Array, scales: PyTree = None
+    ) -> tuple[dict[str, tuple[jax.Array, jax.Array]], PyTree]:
         del model_state, keys
         representation, updated = encoded
         outputs = model.decode(params, representation)
-        losses = {
-            name: mean_loss(task, outputs[name], batch.targets[name], count=counts[name])
-            for name, task in tasks.items()
-        }
-        return (losses if scales is None else {name: scales[name] * loss for name, loss in losses.items()}), updated
+        losses = {}
+        for name, task in tasks.items():
+            total, count = loss_sum(task, outputs[name], batch.targets[name])
+            losses[name] = (total if scales is None else scales[name] * total, count)
+        return losses, updated
 
     return split(encode, heads)
 
@@ -192,10 +176,10 @@ def example_losses(model: MultiTaskModel, tasks: Mapping[str, Task]) -> Callable
     def losses(params: PyTree, rest: tuple[PyTree, jax.Array | None], batch: Batch) -> dict[str, jax.Array]:
         model_state, scales = rest
         outputs, _ = model.apply(params, model_state, jnp.asarray(batch.inputs))
-        found = {name: mean_loss(tasks[name], outputs[name], batch.targets[name]) for name in sorted(tasks)}
+        losses = {name: mean_loss(tasks[name], outputs[name], batch.targets[name]) for name in sorted(tasks)}
         if scales is None:
-            return found
-        return {name: scale * loss for (name, loss), scale in zip(found.items(), scales, strict=True)}
+            return losses
+        return {name: scale * loss for (name, loss), scale in zip(losses.items(), scales, strict=True)}
 
     return losses
 

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from marks import mostly_slow
 
 import mtljax as mtl
-from mtljax.gradients import choice, evaluate
+from mtljax.gradients import backward, choice, evaluate, held, inspection
 
 GRAMIAN_METHODS = [name for name in mtl.methods.names() if mtl.methods.describe(name).needs == "gramian"]
 WEIGHTS = jnp.array([0.5, 2.0, -1.0])
@@ -61,9 +61,9 @@ def flops(function, *args):
     return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize("num_tasks", [2, evaluate.FEW_TASKS, evaluate.FEW_TASKS + 1])
+@pytest.mark.parametrize("num_tasks", [2, backward.FEW_TASKS, backward.FEW_TASKS + 1])
 @pytest.mark.parametrize("scale", mostly_slow([1.0, 1e-30, 1e15], quick=[1e-30]))
-def test_gradients_that_lie_apart_give_what_a_jacobian_gives(num_tasks, scale):
+def test_separate_gradients_give_what_a_jacobian_gives(num_tasks, scale):
     params = {"shared": params_of()["shared"], "heads": jnp.ones((num_tasks, 8))}
     factors = jnp.ones(num_tasks).at[0].set(scale)
     weights = jnp.arange(1.0, num_tasks + 1)
@@ -196,7 +196,7 @@ def test_the_representation_may_carry_state_and_integers_and_the_encoder_own_par
     def decoder(p, z, x):
         shift = jnp.sum(p["shared"]["last"])  # shared parameters the heads read themselves
         losses = {
-            "a": jnp.mean(z["a"]) * shift,
+            "a": jnp.mean(z["a"] + z["z"]) * shift,
             "b": jnp.mean(z["z"] @ p["heads"]["b"]),
             "c": jnp.mean(z["z"] ** 2) * shift,
         }
@@ -210,6 +210,84 @@ def test_the_representation_may_carry_state_and_integers_and_the_encoder_own_par
         found[mode] = losses, aux, grads.with_gramian().combine(WEIGHTS)
     assert_close(found["features"], found["loop"])
     assert found["features"][1]["step"] == 3
+
+
+BLIND = "compares tasks example by example, and the tasks 'a' and 'b' have no example in common"
+
+
+@pytest.mark.parametrize("case", ["inputs of their own", "labels on other examples"])
+def test_features_warn_of_tasks_that_have_no_example_in_common(case):
+    """There PCGrad is equal weighting to the bit, whatever the conflict in the parameters."""
+
+    def encoder(p, x):
+        z = jnp.tanh(x @ p["body"])
+        return {"a": z[:16], "b": z[16:]} if case == "inputs of their own" else {"a": z, "b": z}
+
+    def decoder(p, z, x):
+        errors = {task: (z[task] @ p[task] - x[: len(z[task]), 0]) ** 2 for task in "ab"}
+        if case == "inputs of their own":
+            return {task: jnp.mean(error) for task, error in errors.items()}
+        first = jnp.arange(32) < 16
+        return {"a": (jnp.sum(errors["a"] * first), 16.0), "b": (jnp.sum(errors["b"] * ~first), 16.0)}
+
+    losses_fn, x = mtl.split(encoder, decoder), batch_of()
+    params = {"body": jnp.ones((6, 4)), "a": jnp.ones(4), "b": -jnp.ones(4)}
+
+    def cosine(params, x, mode):
+        grads = mtl.task_gradients(losses_fn, params, x, mode=mode)[1]
+        return grads.scaled_gramian().cosines[0, 1]
+
+    assert abs(float(cosine(params, x, "loop"))) > 0.1
+    with pytest.warns(UserWarning, match=BLIND):
+        assert float(cosine(params, x, "features")) == 0
+    with pytest.warns(UserWarning, match=BLIND):
+        jax.block_until_ready(jax.jit(cosine, static_argnums=2)(params, x, "features"))
+        jax.effects_barrier()
+
+
+def test_two_pass_is_never_chosen_where_the_losses_cannot_be_run_forward(monkeypatch):
+    @jax.custom_vjp
+    def reversed_gradient(x):
+        return x
+
+    reversed_gradient.defvjp(lambda x: (x, None), lambda _, g: (-g,))
+
+    def losses_fn(p, x, deep):
+        z = encode(p, x)
+        if deep:
+            z = jax.lax.scan(lambda carry, _: (reversed_gradient(carry), None), z, None, length=1)[0]
+        else:
+            z = reversed_gradient(z)
+        return heads(p, z, x)
+
+    monkeypatch.setattr(choice, "device_memory", lambda: 4096)
+    for deep in (False, True):
+        with pytest.raises(ValueError, match=r'mode="two_pass" pushes.*jax.custom_vjp.*use mode="loop" or "jacrev"'):
+            mtl.task_gradients(losses_fn, params_of(), batch_of(), deep, mode="two_pass")
+        _, grads = mtl.task_gradients(losses_fn, params_of(), batch_of(), deep)
+        assert 'a jax.custom_vjp in the losses rules out "two_pass"' in grads.explanation()
+        assert grads.with_gramian().combine(WEIGHTS)["shared"]["first"].shape == (6, 8)
+    assert 'rules out "two_pass"' in mtl.explain(losses_fn, params_of(), batch_of(), deep=True)
+    plain = mtl.explain(split_losses, params_of(), batch_of())
+    assert plain.startswith("mode two_pass: the Jacobian takes more than a quarter")
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_trunk_run_anew_for_each_task_is_told(jit):
+    params, x = params_of(), batch_of()
+    model = jax.jit(encode) if jit else encode
+
+    def anew(p, x):
+        return {task: jnp.mean((model(p, x) @ p["heads"][task]) ** 2) for task in "abc"}
+
+    def once(p, x):
+        z = model(p, x)
+        return {task: jnp.mean((z @ p["heads"][task]) ** 2) for task in "abc"}
+
+    line = mtl.explain(anew, params, x)
+    assert "['shared']['first'], ['shared']['last'] enter one alike product for each task" in line
+    assert "run the shared part once" in line
+    assert "alike product" not in mtl.explain(once, params, x)
 
 
 def test_a_subset_of_the_parameters_decides_and_all_are_combined():
@@ -363,8 +441,8 @@ def test_convolutions_are_found_inside_other_functions():
 
     x, w = jnp.ones((1, 1, 4, 4)), jnp.ones((1, 1, 3, 3))
     nested = jax.jit(lambda x, w: jax.lax.cond(x.sum() > 0, jax.checkpoint(convolve), convolve, x, w))
-    assert choice.contains_convolution(jax.make_jaxpr(nested)(x, w).jaxpr)
-    assert not choice.contains_convolution(jax.make_jaxpr(lambda x, w: x * w.sum())(x, w).jaxpr)
+    assert inspection.contains_convolution(jax.make_jaxpr(nested)(x, w).jaxpr)
+    assert not inspection.contains_convolution(jax.make_jaxpr(lambda x, w: x * w.sum())(x, w).jaxpr)
 
 
 @pytest.mark.parametrize(
@@ -385,10 +463,10 @@ def test_what_does_not_go_together_is_refused(options, message):
         mtl.task_gradients(losses_fn, params_of(), batch_of(), **options)
 
 
-@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("materialized", [False, True])
 @pytest.mark.parametrize(("mode", "few"), [("loop", 4), ("loop", 2), ("jacrev", 4), ("two_pass", 4)])
-def test_changes_are_those_of_the_moved_gradients(mode, few, held, monkeypatch):
-    monkeypatch.setattr(evaluate, "FEW_TASKS", few)
+def test_changes_are_those_of_the_moved_gradients(mode, few, materialized, monkeypatch):
+    monkeypatch.setattr(backward, "FEW_TASKS", few)
     params, x = params_of(), batch_of()
 
     def move(rows, moved=True):
@@ -396,7 +474,7 @@ def test_changes_are_those_of_the_moved_gradients(mode, few, held, monkeypatch):
         return points, jnp.full(len(jax.tree.leaves(rows)[0]), moved)
 
     grads = mtl.task_gradients(split_losses, params, x, mode=mode)[1]
-    grads = grads.materialize() if held else grads
+    grads = grads.materialize() if materialized else grads
     jacobian = jax.jit(jax.jacrev(lambda p: jnp.stack([split_losses(p, x)[name] for name in "abc"])))
     before = jacobian(params)
     found = jax.jit(lambda: grads.changes(move).jacobian())()
@@ -409,16 +487,16 @@ def test_changes_are_those_of_the_moved_gradients(mode, few, held, monkeypatch):
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(stays.jacobian()))
 
 
-def test_few_gradients_held_in_a_loop_lie_apart_and_agree_with_a_jacobian():
+def test_few_gradients_held_in_a_loop_are_separate_and_agree_with_a_jacobian():
     params, x = params_of(), batch_of()
-    apart, whole = (mtl.task_gradients(split_losses, params, x, mode=m)[1].materialize() for m in ("loop", "jacrev"))
-    assert apart._jacobian is None
-    assert whole._jacobian is not None
-    assert_close(apart.jacobian(), whole.jacobian())
-    np.testing.assert_allclose(apart.gramian(), whole.gramian(), rtol=1e-5)
-    assert_close(apart.combine(WEIGHTS, scale_own=True), whole.combine(WEIGHTS, scale_own=True))
+    separate, whole = (mtl.task_gradients(split_losses, params, x, mode=m)[1].materialize() for m in ("loop", "jacrev"))
+    assert isinstance(separate.engine, held.Separate)
+    assert isinstance(whole.engine, held.Stacked)
+    assert_close(separate.jacobian(), whole.jacobian())
+    np.testing.assert_allclose(separate.gramian(), whole.gramian(), rtol=1e-5)
+    assert_close(separate.combine(WEIGHTS, scale_own=True), whole.combine(WEIGHTS, scale_own=True))
     moved = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf, 3 * leaf]), params)
-    assert_close(apart.at(moved).jacobian(), whole.at(moved).jacobian())
-    assert apart.materialize(whole=True)._jacobian is not None
-    doubled = apart.map(lambda jacobian: jax.tree.map(lambda leaf: 2 * leaf, jacobian))
+    assert_close(separate.at(moved).jacobian(), whole.at(moved).jacobian())
+    assert isinstance(separate.materialize(whole=True).engine, held.Stacked)
+    doubled = separate.map(lambda jacobian: jax.tree.map(lambda leaf: 2 * leaf, jacobian))
     np.testing.assert_allclose(doubled.gramian(), 4 * whole.gramian(), rtol=1e-5)

@@ -103,11 +103,11 @@ def test_degenerate_gradients_give_finite_steps(dtype):
 
 
 def test_bad_hyperparameters_are_one_clear_sentence():
-    with pytest.raises(ValueError, match=r"adatask: b1 must lie in \[0, 1\), got 1\.0"):
+    with pytest.raises(ValueError, match=r"adatask: b1 must be in \[0, 1\), got 1\.0"):
         adatask(1.0, num_tasks=2)
-    with pytest.raises(ValueError, match=r"adatask: b2 must lie in \[0, 1\), got -0\.1"):
+    with pytest.raises(ValueError, match=r"adatask: b2 must be in \[0, 1\), got -0\.1"):
         adatask(b2=-0.1, num_tasks=2)
-    with pytest.raises(ValueError, match=r"adatask: eps must be positive and finite, got 0"):
+    with pytest.raises(ValueError, match=r"adatask: eps must be > 0 and finite, got 0"):
         adatask(eps=0, num_tasks=2)
     with pytest.raises(ValueError, match="adatask remembers something of every task; pass num_tasks=K"):
         adatask()

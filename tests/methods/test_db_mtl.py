@@ -124,7 +124,7 @@ def test_degenerate_gradients_and_losses_give_finite_updates(dtype):
 
 
 def test_bad_hyperparameters_are_one_clear_sentence():
-    with pytest.raises(ValueError, match=r"db_mtl: beta must lie in \[0, 1\), got 1\.0"):
+    with pytest.raises(ValueError, match=r"db_mtl: beta must be in \[0, 1\), got 1\.0"):
         db_mtl(1.0, num_tasks=2)
     with pytest.raises(ValueError, match=r"db_mtl: sigma must be >= 0 and finite, got -1"):
         db_mtl(sigma=-1, num_tasks=2)

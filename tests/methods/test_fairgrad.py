@@ -150,7 +150,7 @@ def test_tasks_without_a_gradient_do_not_count():
 
 def test_bad_hyperparameters_are_one_clear_sentence():
     for bad in (0, -1.0, np.inf, np.nan):
-        with pytest.raises(ValueError, match="fairgrad: alpha must be positive and finite, got"):
+        with pytest.raises(ValueError, match="fairgrad: alpha must be > 0 and finite, got"):
             fairgrad(bad)
     with pytest.raises(ValueError, match="pass num_tasks=K"):
         fairgrad(update_every=2)

@@ -87,7 +87,7 @@ def test_the_flat_part_on_a_quadratic_is_rho_h_g_over_its_norm():
         hessian = jnp.asarray(HESSIANS["b"])
         for rho in (1e-3, 1.0, 30.0):
             _, grads = mtl.task_gradients(lambda p: {"a": 0.5 * p @ hessian @ p}, params)
-            whole, _ = updated(mtl.fs_mtl("ew", rho), lambda p: {"a": 0.5 * p @ hessian @ p}, params)
+            whole, _ = updated(mtl.fs_mtl(mtl.ew(), rho), lambda p: {"a": 0.5 * p @ hessian @ p}, params)
             g = grads.jacobian()[0]
             np.testing.assert_allclose(whole - g, rho * hessian @ g / jnp.linalg.norm(g), rtol=1e-9)
 
@@ -103,7 +103,7 @@ def test_the_flat_part_of_any_loss_is_that_to_first_order():
         first_order = jax.hessian(lambda p: losses_fn(p)["a"])(params) @ g / jnp.linalg.norm(g)
         errors = []
         for rho in (1e-2, 1e-3):
-            flat = updated(mtl.fs_mtl("ew", rho), losses_fn, params)[0] - g
+            flat = updated(mtl.fs_mtl(mtl.ew(), rho), losses_fn, params)[0] - g
             errors.append(float(jnp.linalg.norm(flat / rho - first_order)))
         assert errors[0] < 0.05
         np.testing.assert_allclose(errors[0] / errors[1], 10, rtol=0.05)
@@ -126,7 +126,7 @@ def test_steps_have_the_length_of_their_norm_and_heads_get_their_sam_gradient(no
 
 def test_joint_and_separate_norms_differ_as_stated():
     separate, joint = expected_rows(), expected_rows(joint=True)
-    found = [updated(mtl.fs_mtl("ew", RHO, norm=norm))[0] for norm in ("separate", "joint")]
+    found = [updated(mtl.fs_mtl(mtl.ew(), RHO, norm=norm))[0] for norm in ("separate", "joint")]
     for gradient, rows in zip(found, (separate, joint), strict=True):
         close(gradient["a"], rows[0][3])
     assert np.abs(found[0]["a"] - found[1]["a"]).max() > 0.1
@@ -134,10 +134,10 @@ def test_joint_and_separate_norms_differ_as_stated():
 
 def test_heads_may_have_a_radius_of_their_own():
     rows = expected_rows(rho_heads=0.05)
-    gradient, _ = updated(mtl.fs_mtl("ew", RHO, rho_heads=0.05))
+    gradient, _ = updated(mtl.fs_mtl(mtl.ew(), RHO, rho_heads=0.05))
     close(gradient["b"], rows[1][3])
     close(gradient["shared"], rows[0][2] + rows[1][2])
-    only_heads, _ = updated(mtl.fs_mtl("ew", 0, rho_heads=0.05))
+    only_heads, _ = updated(mtl.fs_mtl(mtl.ew(), 0, rho_heads=0.05))
     close(only_heads["a"], expected_rows(rho=0.0, rho_heads=0.05)[0][3])
 
 
@@ -152,7 +152,7 @@ def test_the_four_aggregations_are_those_of_the_paper():
         "each": of([of(pair) for pair in zip(losses, flats, strict=True)]),
     }
     for aggregate, gradient in expected.items():
-        found, _ = updated(mtl.fs_mtl("imtl_g", RHO, aggregate=aggregate, base_options={}, num_tasks=2))
+        found, _ = updated(mtl.fs_mtl(mtl.imtl_g(), RHO, aggregate=aggregate, num_tasks=2))
         close(found["shared"], gradient)
         for row, task in zip(rows, "ab", strict=True):
             close(found[task], row[3])
@@ -164,7 +164,7 @@ def test_plain_sam_for_each_task_is_direct_equal_weighting():
     """F-LS; and with one task F-STL, two backward passes and nothing else."""
     rows = expected_rows()
     for aggregate in ("direct", "decomposed"):  # the same for any base that is linear
-        found, _ = updated(mtl.fs_mtl("ew", RHO, aggregate=aggregate))
+        found, _ = updated(mtl.fs_mtl(mtl.ew(), RHO, aggregate=aggregate))
         close(found["shared"], rows[0][2] + rows[1][2])
     with jax.enable_x64(True):
         params = jnp.asarray(np.asarray(PARAMS["shared"], float))
@@ -194,7 +194,7 @@ def test_optax_sam_takes_the_same_step():
     expected, _ = opaque.update(
         jax.grad(loss)(params), opaque.init(params), params, grad_fn=lambda p, _: jax.grad(loss)(p)
     )
-    tx = optax.chain(mtl.fs_mtl("ew", 0.2, aggregate="direct"), optax.sgd(0.1))
+    tx = optax.chain(mtl.fs_mtl(mtl.ew(), 0.2, aggregate="direct"), optax.sgd(0.1))
     _, grads = mtl.task_gradients(lambda p: {"only": loss(p)}, params)
     close(tx.update(grads, tx.init(params), params)[0], expected)
 
@@ -213,7 +213,7 @@ def test_rho_zero_returns_the_base_method():
         calls.append(None)
         return quadratics(p)
 
-    found, state = updated(mtl.fs_mtl("imtl_g", 0, num_tasks=2), losses_fn)
+    found, state = updated(mtl.fs_mtl(mtl.imtl_g(num_tasks=2), 0, num_tasks=2), losses_fn)
     assert len(calls) == 1
     assert not isinstance(state, FsMtlState)
     expected, _ = updated(mtl.imtl_g(num_tasks=2))
@@ -223,7 +223,7 @@ def test_rho_zero_returns_the_base_method():
 @pytest.mark.parametrize("base", ["imtl_g", "nash_mtl"])
 def test_a_traced_rho_of_zero_aggregates_flat_parts_of_exactly_zero(base):
     """Rounding of the perturbed pass would have the full length √2 under Nash-MTL."""
-    found, _ = jax.jit(lambda rho: updated(mtl.fs_mtl(base, rho, num_tasks=2)))(0.0)
+    found, _ = jax.jit(lambda rho: updated(mtl.fs_mtl(mtl.methods.create(base), rho)))(0.0)
     expected, _ = updated(mtl.methods.create(base, num_tasks=2))
     jax.tree.map(functools.partial(close, rtol=1e-5), found, expected)
 
@@ -237,7 +237,9 @@ def test_all_gradients_zero_aggregate_to_zero(aggregate):
         return {task: 1 + jnp.sum(centred["shared"] ** 2) + jnp.sum(centred[task] ** 2) for task in "ab"}
 
     for base in ("imtl_g", "nash_mtl") if aggregate == "decomposed" else ("imtl_g",):
-        found, _ = updated(mtl.fs_mtl(base, 0.5, aggregate=aggregate, num_tasks=2), losses_fn, params)
+        found, _ = updated(
+            mtl.fs_mtl(mtl.methods.create(base), 0.5, aggregate=aggregate, num_tasks=2), losses_fn, params
+        )
         jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, 0), found)
 
 
@@ -262,7 +264,7 @@ def test_the_flat_part_of_nash_and_fairgrad_does_not_vanish_with_rho():
 def test_tiny_and_huge_gradients_are_perturbed_by_the_same_step():
     """ε does not depend on the scale of a loss, and no square of a gradient leaves float32."""
     for scale in (1e-30, 1e20):
-        found, _ = updated(mtl.fs_mtl("ew", RHO), lambda p, s=scale: jax.tree.map(lambda x: s * x, quadratics(p)))
+        found, _ = updated(mtl.fs_mtl(mtl.ew(), RHO), lambda p, s=scale: jax.tree.map(lambda x: s * x, quadratics(p)))
         rows = expected_rows()
         close(found["shared"] / scale, rows[0][2] + rows[1][2], rtol=1e-4)
 
@@ -278,7 +280,7 @@ def test_a_plain_jacobian_is_refused_with_a_sentence():
 
 
 def test_what_changes_gradients_goes_into_the_base():
-    before = optax.chain(mtl.per_task(optax.clip_by_global_norm(0.5), 2), mtl.fs_mtl("ew", RHO))
+    before = optax.chain(mtl.per_task(optax.clip_by_global_norm(0.5), 2), mtl.fs_mtl(mtl.ew(), RHO))
     with pytest.raises(ValueError, match="put it into the base, as in"):
         updated(before)
     inside = mtl.fs_mtl(optax.chain(mtl.per_task(optax.clip_by_global_norm(0.5), 2), mtl.ew()), RHO)
@@ -288,24 +290,31 @@ def test_what_changes_gradients_goes_into_the_base():
 
 def test_bad_options_are_refused():
     cases = {
-        "rho must be at least 0 and finite, got -1": {"rho": -1.0},
-        "rho_heads must be at least 0": {"rho_heads": -1.0},
+        "rho must be >= 0 and finite, got -1": {"rho": -1.0},
+        "rho_heads must be >= 0": {"rho_heads": -1.0},
         "leave out rho_heads": {"norm": "joint", "rho_heads": 0.1},
         "norm must be one of 'separate', 'joint', got 'both'": {"norm": "both"},
         "aggregate must be one of 'decomposed', 'direct', 'second', 'each'": {"aggregate": "sum"},
         'aggregate="each" remembers something of every task; pass num_tasks=K': {"aggregate": "each"},
         "perturb_every remembers something of every task; pass num_tasks=K": {"perturb_every": 2},
         "perturb_every must be a positive Python int, got 0": {"perturb_every": 0},
-        "the base must be another method": {"base": "fs_mtl"},
-        "unknown method 'cagard': did you mean 'cagrad'": {"base": "cagard"},
-        "unknown option of method cagrad 'd'": {"base_options": {"d": 1}},
-        "base_options go with a base given by name": {"base": mtl.ew(), "base_options": {}},
-        "base must be the name of a method or a transformation, got 3": {"base": 3},
+        "base must be a transformation, such as mtl.cagrad.., got 3": {"base": 3},
+        "base must be a transformation, such as mtl.cagrad.., got 'cagrad'": {"base": "cagrad"},
     }
     for message, options in cases.items():
         with pytest.raises(ValueError, match=message):
             mtl.fs_mtl(**options)
-    with pytest.raises(ValueError, match="leave num_tasks out of it, or give it by name"):
+    by_name = {
+        "the base must be another method": {"base": "fs_mtl"},
+        "unknown method 'cagard': did you mean 'cagrad'": {"base": "cagard"},
+        "unknown option of method cagrad 'd'": {"base_options": {"d": 1}},
+        "base_options go with a base given by name": {"base": mtl.ew(), "base_options": {}},
+        "base_options must be a dict of the base's hyperparameters, got 3": {"base": "ew", "base_options": 3},
+    }
+    for message, options in by_name.items():
+        with pytest.raises(ValueError, match=message):
+            mtl.methods.create("fs_mtl", **options)
+    with pytest.raises(ValueError, match="leave num_tasks out of it, or pass pair_base"):
         mtl.fs_mtl(mtl.cagrad(num_tasks=3), aggregate="second").init(jnp.zeros(2))
 
 
@@ -342,7 +351,7 @@ def one_step(tx, axis_name=None, **options):
 @pytest.mark.parametrize("mode", mostly_slow(["jacrev", "two_pass", "microbatches"], quick=["two_pass"]))
 def test_every_engine_gives_the_same(mode):
     params, x = network()
-    tx = mtl.fs_mtl("imtl_g", 0.2, norm="joint")
+    tx = mtl.fs_mtl(mtl.imtl_g(), 0.2, norm="joint")
     state = tx.init(params)
     expected = jax.jit(one_step(tx, mode="loop"))(params, state, x)[0]
     assert (
@@ -364,7 +373,7 @@ def test_two_pass_without_loops_gives_the_same(monkeypatch):
     """As with convolutions on a CPU."""
     monkeypatch.setattr("mtljax.gradients.evaluate.contains_convolution", lambda jaxpr: True)
     params, x = network()
-    tx = mtl.fs_mtl("ew", 0.2)
+    tx = mtl.fs_mtl(mtl.ew(), 0.2)
     found, expected = (one_step(tx, mode=mode)(params, tx.init(params), x)[0] for mode in ("two_pass", "loop"))
     jax.tree.map(functools.partial(close, rtol=1e-4), found, expected)
 
@@ -372,10 +381,10 @@ def test_two_pass_without_loops_gives_the_same(monkeypatch):
 @pytest.mark.slow
 def test_features_goes_with_one_shared_perturbation_alone():
     params, x = network()
-    tx = mtl.fs_mtl("imtl_g", 0.2)
+    tx = mtl.fs_mtl(mtl.imtl_g(), 0.2)
     with pytest.raises(ValueError, match='which mode="features" saves: use another mode, or aggregate="direct"'):
         one_step(tx, mode="features")(params, tx.init(params), x)
-    cheap = mtl.fs_mtl("imtl_g", 0.2, aggregate="direct", shared_perturbation=True)
+    cheap = mtl.fs_mtl(mtl.imtl_g(), 0.2, aggregate="direct", shared_perturbation=True)
     found, _ = one_step(cheap, mode="features")(params, cheap.init(params), x)
     total = jax.grad(lambda p: sum(split_losses(p, x).values()))(params)
     own = np.sqrt(sum(np.sum(np.square(total[task])) for task in "ab"))
@@ -388,7 +397,7 @@ def test_features_goes_with_one_shared_perturbation_alone():
 @pytest.mark.parametrize("reduce", mostly_slow(["mean", "scatter"], quick=["mean"]))
 def test_eight_devices_equal_one(reduce):
     params, x = network()
-    tx = mtl.fs_mtl("imtl_g", 0.2, adaptive=True, norm="joint", num_tasks=2)
+    tx = mtl.fs_mtl(mtl.imtl_g(num_tasks=2), 0.2, adaptive=True, norm="joint", num_tasks=2)
     state = tx.init(params)
     expected = jax.jit(one_step(tx))(params, state, x)[0]
     step = jax.pmap(one_step(tx, axis_name="i", reduce=reduce), axis_name="i", in_axes=(None, None, 0))
@@ -406,10 +415,10 @@ def test_a_task_without_a_label_counts_in_neither_aggregation():
         return {**losses, "c": weight * jnp.sum(p["shared"] ** 4)}
 
     step = jax.jit(
-        lambda weight: updated(mtl.fs_mtl("imtl_g", 0.2), functools.partial(losses_fn, weight=weight), params)[0]
+        lambda weight: updated(mtl.fs_mtl(mtl.imtl_g(), 0.2), functools.partial(losses_fn, weight=weight), params)[0]
     )
     found = step(0.0)
-    expected, _ = updated(mtl.fs_mtl("imtl_g", 0.2), lambda p: split_losses(p, x), params)
+    expected, _ = updated(mtl.fs_mtl(mtl.imtl_g(), 0.2), lambda p: split_losses(p, x), params)
     jax.tree.map(functools.partial(close, rtol=1e-4), found, expected)
     assert np.abs(step(1.0)["shared"] - found["shared"]).max() > 1e-3
 
@@ -428,18 +437,18 @@ def test_the_perturbed_pass_leaves_batch_statistics_alone():
         gradient, _ = tx.update(grads, tx.init(params), params, losses=losses)
         return jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient), moved
 
-    flat, statistics = step(mtl.fs_mtl("imtl_g", 5.0), params, jnp.ones(4))
+    flat, statistics = step(mtl.fs_mtl(mtl.imtl_g(), 5.0), params, jnp.ones(4))
     base, expected = step(mtl.imtl_g(), params, jnp.ones(4))
     np.testing.assert_allclose(statistics, expected, rtol=1e-6)
     np.testing.assert_allclose(statistics, 0.9 + 0.1 * (x @ params["shared"]).mean(axis=0), rtol=1e-5)
     assert np.abs(flat["shared"] - base["shared"]).max() > 1e-3
-    later = step(mtl.fs_mtl("imtl_g", 5.0), flat, statistics)[1]
+    later = step(mtl.fs_mtl(mtl.imtl_g(), 5.0), flat, statistics)[1]
     np.testing.assert_allclose(later, 0.9 * statistics + 0.1 * (x @ flat["shared"]).mean(axis=0), rtol=1e-5)
 
 
 def test_one_perturbation_for_all_is_that_of_the_summed_loss():
     params, x = network()
-    found, _ = updated(mtl.fs_mtl("ew", 0.2, shared_perturbation=True), lambda p: split_losses(p, x), params)
+    found, _ = updated(mtl.fs_mtl(mtl.ew(), 0.2, shared_perturbation=True), lambda p: split_losses(p, x), params)
     total = jax.grad(lambda p: sum(split_losses(p, x).values()))
     gradient = total(params)
     own = np.sqrt(sum(np.sum(np.square(gradient[task])) for task in "ab"))
@@ -447,7 +456,7 @@ def test_one_perturbation_for_all_is_that_of_the_summed_loss():
     there = total({key: params[key] + 0.2 * gradient[key] / norms[key] for key in params})
     jax.tree.map(functools.partial(close, rtol=1e-4), found, there)
     direct, _ = updated(
-        mtl.fs_mtl("ew", 0.2, aggregate="direct", shared_perturbation=True), lambda p: split_losses(p, x), params
+        mtl.fs_mtl(mtl.ew(), 0.2, aggregate="direct", shared_perturbation=True), lambda p: split_losses(p, x), params
     )
     jax.tree.map(functools.partial(close, rtol=1e-4), direct, there)
 
@@ -466,7 +475,7 @@ BASES = tuple(name for name in mtl.methods.names() if name != "fs_mtl")
 def test_every_method_is_a_base_with_two_states_of_its_own(base):
     """Two updates: the flat parts go through a second copy of the method that remembers them alone."""
     params, x = network()
-    tx = mtl.fs_mtl(base, 0.2, num_tasks=2)
+    tx = mtl.methods.create("fs_mtl", 2, base=base, rho=0.2)
     plain, hand_on = mtl.methods.create(base, num_tasks=2), mtl.fs_mtl(keeping, 0.2, aggregate="direct")
 
     def both(x):
@@ -489,7 +498,7 @@ def test_every_method_is_a_base_with_two_states_of_its_own(base):
 
 def test_jit_compiles_once_and_a_state_resumes_bit_for_bit():
     params, x = network()
-    tx = optax.chain(mtl.fs_mtl("nash_mtl", 0.2, num_tasks=2, perturb_every=2), optax.adam(1e-2))
+    tx = optax.chain(mtl.fs_mtl(mtl.nash_mtl(num_tasks=2), 0.2, num_tasks=2, perturb_every=2), optax.adam(1e-2))
     traces = []
 
     @jax.jit
@@ -513,8 +522,8 @@ def test_jit_compiles_once_and_a_state_resumes_bit_for_bit():
 
 def test_a_kept_perturbation_adds_the_flat_parts_of_the_last_one():
     params, x = network()
-    tx = mtl.fs_mtl("ew", 0.2, num_tasks=2, perturb_every=2)
-    fresh = mtl.fs_mtl("ew", 0.2)
+    tx = mtl.fs_mtl(mtl.ew(num_tasks=2), 0.2, num_tasks=2, perturb_every=2)
+    fresh = mtl.fs_mtl(mtl.ew(), 0.2)
     step = jax.jit(one_step(tx))
     hosted = jax.jit(
         lambda state, x, solve: tx.update(mtl.task_gradients(split_losses, params, x)[1], state, params, solve=solve),
@@ -538,7 +547,7 @@ def test_a_kept_perturbation_adds_the_flat_parts_of_the_last_one():
 @pytest.mark.slow
 def test_several_batches_reach_a_base_that_asks_for_them():
     params, x = network()
-    tx, plain = mtl.fs_mtl("modo", 0.2, num_tasks=2), mtl.modo(num_tasks=2)
+    tx, plain = mtl.fs_mtl(mtl.modo(num_tasks=2), 0.2, num_tasks=2), mtl.modo(num_tasks=2)
     several = tuple(mtl.task_gradients(split_losses, params, x[i::3])[1] for i in range(3))
     found, state = tx.update(several, tx.init(params), params)
     first, _ = plain.update(several, plain.init(params), params)

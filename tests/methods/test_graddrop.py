@@ -132,7 +132,7 @@ def test_leaks_by_name_follow_the_sorted_names_and_are_those_of_the_tasks():
     tx = graddrop({"a": 0.0, "c": 0.0})
     with pytest.raises(ValueError, match=r"graddrop: got values for \['a', 'c'\], but the tasks are \['a', 'b'\]"):
         tx.update(grads, tx.init(jnp.zeros(6)))
-    with pytest.raises(ValueError, match=r"graddrop: leak must lie in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"graddrop: leak must be in \[0, 1\]"):
         graddrop({"a": 0.5, "b": 1.5})
 
 
@@ -153,9 +153,9 @@ def test_heads_are_not_dropped():
 
 
 def test_bad_leaks_are_one_clear_sentence():
-    with pytest.raises(ValueError, match=r"graddrop: leak must lie in \[0, 1\], got -0.5"):
+    with pytest.raises(ValueError, match=r"graddrop: leak must be in \[0, 1\], got -0.5"):
         graddrop(-0.5)
-    with pytest.raises(ValueError, match=r"graddrop: leak must lie in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"graddrop: leak must be in \[0, 1\]"):
         graddrop([0.5, 1.5])
     tx = graddrop(np.array([0.5, 0.1]))
     with pytest.raises(ValueError, match=r"graddrop: leak has shape \(2,\), expected one number or one for each task"):

@@ -82,7 +82,7 @@ def test_heads_are_scaled_by_the_weights():
     assert abs(float(state.weights[0]) - 1.025) < 1e-4
 
 
-@pytest.mark.parametrize("loss", [-1.0, np.nan])
+@pytest.mark.parametrize("loss", [-1.0, 0.0])
 def test_tasks_without_a_gradient_or_a_positive_loss_count_in_no_mean(loss):
     rows = gaussian(3, 6)
     padded = np.vstack([rows, np.zeros(6), gaussian(1, 6)])

@@ -68,16 +68,6 @@ def test_without_learning_it_is_imtl_g():
         np.testing.assert_allclose(found, plain.update(jacobian, plain.init(jacobian[0]))[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("loss", [np.inf, np.nan])
-def test_a_task_with_a_broken_loss_is_left_out_and_forgotten(loss):
-    jacobian = jnp.asarray(JACOBIANS[0], jnp.float32)
-    tx = imtl(num_tasks=K)
-    found, state = tx.update(jacobian, tx.init(jacobian[0]), losses=jnp.array([1.0, loss, 2.0, 0.5]))
-    expected = oracles_linear.imtl_g(JACOBIANS[0][[0, 2, 3]])
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    assert float(state.memory.log_scales[1]) == 0
-
-
 def test_extreme_losses_and_gradients_stay_finite():
     jacobian = jnp.asarray(gaussian(3, 5) * np.array([[1e-30], [1.0], [1e15]]), jnp.float32)
     tx = imtl(learning_rate=10.0, num_tasks=3)

@@ -58,7 +58,6 @@ def test_with_gradient_descent_uw_is_half_of_it_with_the_opposite_sign():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_bad_losses_leave_everything_finite(dtype):
     weights = bad_losses(imtl_l(num_tasks=3), dtype)
-    np.testing.assert_array_equal(weights[3], 0)
     assert (weights[[0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11]] > 0).all()
 
 

@@ -65,7 +65,7 @@ def test_only_the_ratios_of_the_losses_matter(normalize):
 
 
 @pytest.mark.parametrize("normalize", ["loss", "loss+"])
-@pytest.mark.parametrize("loss", [0.0, -1.0, np.inf, np.nan])
+@pytest.mark.parametrize("loss", [0.0, -1.0])
 def test_a_task_without_a_positive_loss_is_left_out_where_losses_are_read(normalize, loss):
     jacobian, losses = conflicting(5, 10), np.array([1.0, loss, 5.0, 0.8, 2.0])
     others = [0, 2, 3, 4]

@@ -1,4 +1,4 @@
-"""Tasks without a label in a batch: their loss is 0 and so is their gradient."""
+"""Tasks without a label in a batch: their loss is 0 and so is their gradient, or the caller says so."""
 
 import functools
 
@@ -43,9 +43,12 @@ def runner(name, num_tasks, options=()):
     """Gradients, weights and memory after each update, for a batch of sequences."""
     tx = mtl.methods.create(name, num_tasks=num_tasks, **OPTIONS.get(name, {}) | dict(options))
 
+    sees_losses_alone = mtl.methods.describe(name).family == "loss weighting"
+
     def one(jacobians, losses):
         def step(state, inputs):
-            gradient, state = tx.update(given(name, *inputs), state, losses=inputs[1])
+            present = inputs[1] != 0 if sees_losses_alone else None
+            gradient, state = tx.update(given(name, *inputs), state, losses=inputs[1], present=present)
             return state, (gradient, state.weights, getattr(state, "memory", None))
 
         return jax.lax.scan(step, tx.init(jnp.zeros(SIZE)), (jacobians, losses))[1]
@@ -119,7 +122,32 @@ def test_a_loss_of_zero_with_a_gradient_is_no_missing_label():
     np.testing.assert_array_equal(state.seen, 1)
     weighted = mtl.uw(num_tasks=2)
     _, state = weighted.update(jnp.eye(2), weighted.init(jnp.zeros(2)), losses=jnp.array([-1.0, 0.0]))
-    np.testing.assert_array_equal(state.seen, [1, 0])  # a method that sees the losses alone cannot tell
+    np.testing.assert_array_equal(state.seen, 1)
+    for build in (mtl.dwa, mtl.rlw):  # a surrogate loss has the value 0 and a gradient
+        surrogate = build(num_tasks=2)
+        gradient, _ = surrogate.update(jnp.eye(2), surrogate.init(jnp.zeros(2)), losses=jnp.array([1.0, 0.0]))
+        assert float(gradient[1]) > 0
+
+
+@pytest.mark.parametrize("name", ["dwa", "famo", "graddrop", "mgda", "rlw", "uw"])
+def test_absence_is_told_by_a_mask_or_by_a_count_of_zero(name):
+    params = {"body": jnp.array([1.0, 2.0]), "a": jnp.ones(()), "b": jnp.ones(())}
+
+    def losses_fn(p, count):
+        return {"a": jnp.sum(p["body"] * p["a"]) ** 2, "b": (count * jnp.sum(p["body"] ** 2 * p["b"]), count)}
+
+    tx = mtl.methods.create(name, num_tasks=2)
+    losses, grads = mtl.task_gradients(losses_fn, params, 0.0)
+    by_count, state = tx.update(grads, tx.init(params), params, losses=losses)
+    losses, grads = mtl.task_gradients(losses_fn, params, 1.0)
+    told = tx.update(grads, tx.init(params), params, losses=losses, present={"a": True, "b": False})[1]
+    for each in (state, told):
+        if each.seen is not None:
+            np.testing.assert_array_equal(each.seen, [1, 0])
+    if name in ("dwa", "rlw"):
+        assert [float(w) for w in state.weights] == [float(w) for w in told.weights]
+        assert float(state.weights[1]) == 0
+    np.testing.assert_array_equal(by_count["b"], 0)
 
 
 def test_per_task_transformations_wait_too():

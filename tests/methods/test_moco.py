@@ -134,7 +134,7 @@ def test_the_first_update_is_short(num_tasks):
 
 
 def test_bad_hyperparameters_are_one_clear_sentence():
-    with pytest.raises(ValueError, match=r"moco: beta must lie in \[0, 1\], got 1\.5"):
+    with pytest.raises(ValueError, match=r"moco: beta must be in \[0, 1\], got 1\.5"):
         moco(1.5, num_tasks=2)
     with pytest.raises(ValueError, match=r"moco: rho must be >= 0 and finite, got -1"):
         moco(rho=-1, num_tasks=2)

@@ -61,7 +61,7 @@ def test_degenerate_gradients_give_their_sum(dtype):
 
 
 def test_bad_hyperparameters_are_one_clear_sentence():
-    with pytest.raises(ValueError, match=r"mtl_io: momentum must lie in \[0, 1\), got 1\.0"):
+    with pytest.raises(ValueError, match=r"mtl_io: momentum must be in \[0, 1\), got 1\.0"):
         mtl_io(1.0, num_tasks=2)
     with pytest.raises(ValueError, match="mtl_io remembers something of every task; pass num_tasks=K"):
         mtl_io()

@@ -92,7 +92,7 @@ def test_tasks_without_a_gradient_do_not_count():
 
 
 def test_bad_hyperparameters_are_one_clear_sentence():
-    with pytest.raises(ValueError, match=r"nash_mtl: max_norm must be positive or None, got 0"):
+    with pytest.raises(ValueError, match=r"nash_mtl: max_norm must be > 0 and finite, got 0"):
         nash_mtl(max_norm=0)
     with pytest.raises(ValueError, match="pass num_tasks=K"):
         nash_mtl(update_every=2)

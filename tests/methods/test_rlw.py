@@ -48,11 +48,10 @@ def test_the_seed_decides_the_weights_and_may_be_traced():
 
 
 @pytest.mark.parametrize("distribution", ["normal", "dirichlet"])
-def test_of_the_losses_only_zeros_are_read_and_one_task_gets_all(distribution):
+def test_the_losses_are_not_read_and_one_task_gets_all(distribution):
     tx = rlw(distribution, num_tasks=3)
-    labelled, found = run_eagerly(tx), run(tx, BAD, dtype="float32")[0]
-    expected = np.where(np.abs(BAD) < np.finfo(np.float32).tiny, 0, labelled)
-    np.testing.assert_allclose(found, expected / expected.sum(axis=1, keepdims=True), rtol=1e-5)
+    finite = BAD[np.isfinite(BAD).all(axis=1)]
+    np.testing.assert_allclose(run(tx, finite, dtype="float32")[0], run_eagerly(tx)[: len(finite)], rtol=1e-5)
     np.testing.assert_array_equal(run(rlw(distribution), LOSSES[:, :1])[0], np.ones((12, 1)))
 
 

@@ -129,7 +129,7 @@ def test_batches_that_disagree_and_extreme_scales_are_finite():
     ("hyperparameters", "message"),
     [
         ({"lam": -1.0}, r"sdmgrad: lam must be >= 0 and finite, got -1\.0"),
-        ({"iterations": -1}, "sdmgrad: iterations must be >= 0, got -1"),
+        ({"iterations": -1}, "sdmgrad: iterations must be a whole number >= 0, got -1"),
         ({"learning_rate": float("inf")}, "sdmgrad: learning_rate must be >= 0 and finite, got inf"),
         ({"momentum": 1.0}, r"sdmgrad: momentum must be in \[0, 1\), got 1\.0"),
     ],

@@ -10,7 +10,6 @@ from marks import mostly_slow
 
 import mtljax as mtl
 from mtljax.data.batches import Batch
-from mtljax.tasks import label_counts
 from mtljax.training import DataConfig, MethodConfig, ModelConfig, parallel
 from mtljax.training.loop import load_data
 from mtljax.training.program import build_program, build_transformation, data_key, evaluate, init_state
@@ -46,8 +45,7 @@ def test_parameters_gradients_gramian_and_states_are_float32(tiny, model):
     assert floats(after) == floats(metrics) == {"float32"}
 
     def read(params):
-        counts = label_counts(program.tasks, batch.targets)
-        arguments = (state.model_state, batch, state.key[None], counts)
+        arguments = (state.model_state, batch, state.key[None])
         losses, grads = mtl.task_gradients(task_losses(program.model, program.tasks), params, *arguments, has_aux=True)
         return losses[0], grads.jacobian(), grads.scaled_gramian(), grads.combine(jnp.ones(2))
 

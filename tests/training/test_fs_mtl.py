@@ -113,7 +113,7 @@ def test_bad_options_are_one_sentence(run):
     for options, message in (
         ({"base": "cagard"}, "unknown method 'cagard'"),
         ({"base": "fs_mtl"}, "the base must be another method"),
-        ({"rho": -1.0}, "rho must be at least 0"),
+        ({"rho": -1.0}, "rho must be >= 0"),
         ({"base": "cagrad", "base_options": {"d": 1.0}}, "unknown option of method cagrad 'd'"),
     ):
         config = run(options=options)

@@ -1,0 +1,128 @@
+"""One bad batch must not stay: NaN, infinities and numbers whose square overflows, in a gradient or a loss."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from evaluable import given
+from marks import mostly_slow
+from samplers import conflicting
+from trajectories import OPTIONS
+
+import mtljax as mtl
+from mtljax.methods import MethodState
+
+NAMES = mtl.methods.names()
+K, SIZE, STEPS = 3, 5, 7
+WHEN = (0, 3)
+VALUES = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf, "huge": 1e25}
+CASES = [(value, place, when) for value in VALUES for place in ("gradient", "loss") for when in WHEN]
+JACOBIANS = np.stack([conflicting(K, SIZE, step) for step in range(STEPS)]).astype(np.float32)
+LOSSES = (np.array([0.5, 2.0, 1.0]) * np.array([0.8, 0.9, 0.95]) ** np.arange(STEPS)[:, None]).astype(np.float32)
+
+
+def sequences():
+    """Those with a bad step, one a case, and for each `when` the one that never saw it, with another step at the end."""
+    jacobians, losses = [], []
+    for value, place, when in CASES:
+        jacobian, loss = JACOBIANS.copy(), LOSSES.copy()
+        if place == "gradient":
+            jacobian[when, 1, 2] = VALUES[value]
+        else:
+            loss[when, 1] = VALUES[value]
+        jacobians.append(jacobian)
+        losses.append(loss)
+    for when in WHEN:
+        steps = [*range(when), *range(when + 1, STEPS), STEPS - 1]
+        jacobians.append(JACOBIANS[steps])
+        losses.append(LOSSES[steps])
+    return np.stack(jacobians), np.stack(losses)
+
+
+VARIANTS = {
+    "plain": lambda name: mtl.methods.create(name, num_tasks=K, **OPTIONS.get(name, {})),
+    "fs_mtl": lambda name: mtl.methods.create("fs_mtl", K, base=name, base_options=OPTIONS.get(name, {}), rho=0.1),
+    "update_every": lambda name: mtl.methods.create(name, num_tasks=K, update_every=2, **OPTIONS.get(name, {})),
+}
+GRAMIAN = [name for name in NAMES if mtl.methods.describe(name).needs == "gramian"]
+BASES = [name for name in NAMES if name not in ("fs_mtl", "modo", "sdmgrad")]
+CHECKED = [
+    *(("plain", name) for name in NAMES),
+    *mostly_slow([("fs_mtl", name) for name in BASES], quick=[("fs_mtl", "adatask"), ("fs_mtl", "uw")]),
+    *mostly_slow([("update_every", name) for name in GRAMIAN], quick=[("update_every", "gradvac")]),
+]
+
+
+@pytest.mark.parametrize("checked", CHECKED)
+def test_a_bad_step_is_not_finite_and_leaves_no_trace(checked):
+    variant, name = checked
+    tx = VARIANTS[variant](name)
+    source = "fs_mtl" if variant == "fs_mtl" else name
+
+    def one(jacobians, losses):
+        def step(state, inputs):
+            gradient, after = tx.update(given(source, *inputs), state, losses=inputs[1])
+            return after, (gradient, state, after)
+
+        return jax.lax.scan(step, tx.init(jnp.zeros(SIZE)), (jacobians, losses))[1]
+
+    gradients, before, after = jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(*sequences()))
+    remembers = any(leaf is not None for leaf in memories(tx.init(jnp.zeros(SIZE))))
+    for i, (value, place, when) in enumerate(CASES):
+        case = f"{value} in a {place} at step {when}"
+        never = gradients[len(CASES) + WHEN.index(when)]
+        bad = not np.all(np.isfinite(gradients[i, when]))
+        assert bad or value == "huge", case
+        others = np.delete(gradients[i], when, axis=0)
+        assert np.all(np.isfinite(others)), case
+        assert all(np.all(np.isfinite(leaf[i])) for leaf in jax.tree.leaves(after) if leaf.dtype.kind == "f"), case
+        if bad and remembers:
+            for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+                np.testing.assert_array_equal(new[i, when], old[i, when], err_msg=case)
+        if bad:
+            np.testing.assert_array_equal(others, never[: STEPS - 1], err_msg=case)
+
+
+def memories(state):
+    """What the methods inside a state remember: memory, key, and weights that are used again."""
+    states = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, MethodState))
+    return [part for each in states if isinstance(each, MethodState) for part in (each.memory, each.key)]
+
+
+CHAINS = {
+    **{name: functools.partial(mtl.methods.create, name, 2) for name in NAMES},
+    "per_task": lambda: optax.chain(mtl.per_task(optax.scale_by_adam(), 2), mtl.ew()),
+    "per_task momentum": lambda: optax.chain(mtl.per_task(optax.trace(0.9), 2), mtl.upgrad()),
+}
+QUICK = ("adatask", "db_mtl", "excess_mtl", "moco", "mtl_io", "per_task", "rlw")
+
+
+@pytest.mark.parametrize("name", mostly_slow(CHAINS, QUICK))
+def test_a_run_that_skips_a_batch_equals_one_that_never_saw_it(name):
+    """A whole network with heads, behind it Adam that skips what is not finite."""
+    tx = optax.chain(CHAINS[name](), optax.apply_if_finite(optax.adam(1e-2), 5))
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {"body": jax.random.normal(keys[0], (4, 4)), "a": jnp.ones(4), "b": jnp.ones(4)}
+    batches = jax.random.normal(keys[1], (8, 16, 4))
+
+    def losses_fn(p, x):
+        z = jnp.tanh(x @ p["body"])
+        return {"a": jnp.mean((z @ p["a"] - 1) ** 2), "b": jnp.mean((z @ p["b"] + x[:, 0]) ** 2)}
+
+    @jax.jit
+    def run(batches):
+        def step(carry, x):
+            losses, grads = mtl.task_gradients(losses_fn, carry[0], x)
+            updates, state = tx.update(grads, carry[1], carry[0], losses=losses)
+            return (optax.apply_updates(carry[0], updates), state), None
+
+        return jax.lax.scan(step, (params, tx.init(params)), batches)[0][0]
+
+    seen = run(batches.at[3, 5, 0].set(jnp.nan))
+    never = run(jnp.concatenate([batches[:3], batches[4:], batches[:1]]))
+    shorter = run(jnp.concatenate([batches[:3], batches[4:], batches[:1].at[0, 0, 0].set(jnp.inf)]))
+    jax.tree.map(np.testing.assert_array_equal, seen, shorter)
+    assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(seen), jax.tree.leaves(never), strict=True))
