@@ -7,52 +7,33 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mtljax import gradients, methods
-from mtljax.gradients import (
-    GradientFunction,
-    Gramian,
-    IndependentBatches,
-    TaskGradients,
-    accumulate,
-    explain,
-    split,
-    task_gradients,
-    value_and_grad,
-)
-from mtljax.methods import per_task, task_weights
+from mtljax import gradients as gradients
+from mtljax import methods as methods
+from mtljax.gradients import GradientFunction as GradientFunction
+from mtljax.gradients import Gramian as Gramian
+from mtljax.gradients import IndependentBatches as IndependentBatches
+from mtljax.gradients import TaskGradients as TaskGradients
+from mtljax.gradients import accumulate as accumulate
+from mtljax.gradients import explain as explain
+from mtljax.gradients import split as split
+from mtljax.gradients import task_gradients as task_gradients
+from mtljax.gradients import value_and_grad as value_and_grad
+from mtljax.methods import per_task as per_task
+from mtljax.methods import task_weights as task_weights
 from mtljax.methods.index import *  # noqa: F403
 
 if TYPE_CHECKING:
-    from mtljax import ablation, analysis, data, models, tasks, training
-    from mtljax.training import load
+    from mtljax import ablation as ablation
+    from mtljax import analysis as analysis
+    from mtljax import data as data
+    from mtljax import models as models
+    from mtljax import tasks as tasks
+    from mtljax import training as training
+    from mtljax.training import load as load
 
 __version__ = "0.1.0"
 
 _LABORATORY = ("ablation", "analysis", "data", "models", "tasks", "training")
-
-__all__ = [
-    "GradientFunction",
-    "Gramian",
-    "IndependentBatches",
-    "TaskGradients",
-    "ablation",
-    "accumulate",
-    "analysis",
-    "data",
-    "explain",
-    "gradients",
-    "load",
-    "methods",
-    "models",
-    "per_task",
-    "split",
-    "task_gradients",
-    "task_weights",
-    "tasks",
-    "training",
-    "value_and_grad",
-    *methods.names(),
-]
 
 
 def __getattr__(name: str) -> Any:
@@ -64,4 +45,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_LABORATORY, "load"})

@@ -77,7 +77,7 @@ def steps_of(encoder: str, tasks: int, base: str) -> list[Step]:
     """The rows of a table, the base method first."""
 
     def flat(**options: Any) -> Any:
-        return mtl.fs_mtl(base, num_tasks=tasks, **PAPER, **options)
+        return mtl.methods.create("fs_mtl", tasks, base=base, **PAPER, **options)
 
     kept = flat(perturb_every=KEPT)
     one = {"aggregate": "direct", "shared_perturbation": True}
@@ -90,9 +90,7 @@ def steps_of(encoder: str, tasks: int, base: str) -> list[Step]:
         step_of("perturb_every, perturbed", encoder, tasks, kept, solve=True),
         step_of("perturb_every, kept", encoder, tasks, kept, solve=False),
         step_of("ew", encoder, tasks, mtl.ew()),
-        step_of(
-            "fs_mtl(ew), direct: SAM for each task", encoder, tasks, mtl.fs_mtl(mtl.ew(), 0.05, aggregate="direct")
-        ),
+        step_of("fs_mtl(ew), direct: SAM a task", encoder, tasks, mtl.fs_mtl(mtl.ew(), 0.05, aggregate="direct")),
     ]
 
 

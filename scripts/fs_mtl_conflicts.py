@@ -127,7 +127,7 @@ def run_all(config: TrainConfig, seeds: Sequence[int]) -> dict[str, list[Run]]:
     losses_fn, runs = losses_of(model, data), {}
     judge = judge_of(model, losses_fn, data)
     for name, rho in RHO.items():
-        flat = mtl.fs_mtl("cagrad", rho, adaptive=True, norm="joint")
+        flat = mtl.fs_mtl(mtl.cagrad(), rho, adaptive=True, norm="joint")
         tx = optax.chain(flat, optax.adam(config.optimizer.learning_rate))
         step, runs[name] = step_of(losses_fn, tx, config.batch_size), []
         for seed in seeds:

@@ -10,8 +10,8 @@ from jax import lax
 
 from mtljax.analysis.similarity import MEASURES, similarities
 from mtljax.gradients import PyTree, TaskGradients
-from mtljax.methods._base import as_task_gradients
-from mtljax.methods._state import state_dtype
+from mtljax.methods._state import all_finite, only_if, state_dtype
+from mtljax.methods._updates import as_task_gradients
 
 
 class ConflictState(NamedTuple):
@@ -71,15 +71,15 @@ def conflict_probe(num_tasks: int | None = None, *, every: int = 1) -> optax.Gra
     ) -> tuple[Any, ConflictState]:
         del extra_args
         several = isinstance(updates, tuple) and bool(updates) and isinstance(updates[0], TaskGradients)
-        grads = as_task_gradients(updates[0] if several else updates, params, None)
+        grads = as_task_gradients("conflict_probe", updates[0] if several else updates, params)
         if num_tasks not in (None, grads.num_tasks):
             raise ValueError(
                 f"conflict_probe: built with num_tasks={num_tasks}, but got the gradients of {grads.num_tasks}"
             )
 
         def looked(state: ConflictState) -> ConflictState:
-            found = similarities(grads).whole
-            pairs = found.present
+            measured = similarities(grads).whole
+            pairs = measured.present
             if num_tasks is None:
                 pairs = jnp.triu(pairs, 1)
 
@@ -88,8 +88,9 @@ def conflict_probe(num_tasks: int | None = None, *, every: int = 1) -> optax.Gra
                 return (jnp.sum(values) if num_tasks is None else values).astype(like.dtype)
 
             counted = total(jnp.ones_like(pairs, jnp.int32), state.pairs)
-            sums = {measure: each + total(getattr(found, measure), each) for measure, each in state.sums.items()}
-            return ConflictState(state.step, state.pairs + counted, sums)
+            sums = {measure: each + total(getattr(measured, measure), each) for measure, each in state.sums.items()}
+            after = ConflictState(state.step, state.pairs + counted, sums)
+            return only_if(all_finite((measured, sums)), after, state)  # a bad batch is no look
 
         state = looked(state) if every == 1 else lax.cond(state.step % every == 0, looked, lambda same: same, state)
         return updates, state._replace(step=state.step + 1)

@@ -225,10 +225,10 @@ def _scaled(losses_fn: Any, factors: dict[str, float]) -> Any:
 
 def _groups(grads: TaskGradients) -> list[str]:
     """The group of each leaf: the backbone, or the tasks it belongs to."""
-    tasks = grads.tasks or ()
+    names = grads.tasks or ()
     return [
-        BACKBONE if is_shared else f"head {'+'.join(tasks[k] for k in of)}" if of else "unused"
-        for is_shared, of in zip(jax.tree.leaves(grads.shared), grads._leaf_tasks, strict=True)
+        BACKBONE if is_shared else f"head {'+'.join(names[k] for k in indices)}" if indices else "unused"
+        for is_shared, indices in zip(jax.tree.leaves(grads.shared), grads.engine.layout.tasks, strict=True)
     ]
 
 

@@ -197,9 +197,9 @@ def check_dependent(tasks: tuple[str, ...], leaf_tasks: Sequence[tuple[int, ...]
     constant = [task for k, task in enumerate(tasks) if not any(k in each for each in leaf_tasks)]
     if constant and len(tasks) > 1:
         raise ValueError(
-            f"the loss of task {constant[0]!r} depends on no parameter, so that what is shared cannot be found from this "
-            "computation: mask the loss of a batch without labels by jnp.where (or return a pair (sum, count) with count "
-            "0) in place of a constant, or pass shared= (a predicate on the key path, or a pytree of bools)"
+            f"the loss of task {constant[0]!r} depends on no parameter, so what is shared cannot be found from this "
+            "computation: mask the loss of a batch without labels by jnp.where (or return a pair (sum, count) with "
+            "count 0) in place of a constant, or pass shared= (a predicate on the key path, or a pytree of bools)"
         )
 
 

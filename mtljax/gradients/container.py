@@ -178,7 +178,8 @@ class TaskGradients:
         return dataclasses.replace(self, engine=self._stacked(jacobian), changed=True)
 
     def _stacked(self, jacobian: PyTree) -> Stacked:
-        return Stacked(self.engine.layout, jacobian, getattr(self.engine, "source", self.engine))
+        source: Any = getattr(self.engine, "source", self.engine)
+        return Stacked(self.engine.layout, jacobian, source)
 
     def at(self, params_per_task: PyTree) -> "TaskGradients":
         """The gradients with task k evaluated at its own parameters, as sharpness-aware methods need.
@@ -265,4 +266,4 @@ class TaskGradients:
 
 
 # A node of pytrees that explains itself wherever someone maps over what should be one gradient.
-jax.tree_util.register_pytree_node(TaskGradients, TaskGradients._refuse, lambda *_: None)
+jax.tree_util.register_pytree_node(TaskGradients, TaskGradients._refuse, TaskGradients._refuse)

@@ -15,7 +15,8 @@ updates it has seen included, until it has a label again. Absence is told by a l
 count 0, or by `update(..., present={"left": True, "right": False})`. A method that sees gradients also takes a zero
 gradient with a loss of 0 for a missing label; one that sees losses alone takes a loss of 0 for a loss, which may have a
 gradient. Adam's one count of steps on learned weights goes on. Weights that sum to K over time (`gradnorm`,
-`excess_mtl`) or to 1 (`moco`, `modo`) keep the share of the absent task aside. With `update_every`, weights found while a task was absent are used until the next solve.
+`excess_mtl`) or to 1 (`moco`, `modo`) keep the share of the absent task aside. With `update_every`, the weights of an
+update in which a task was absent are used until the next solve.
 
 A step with a NaN or an infinity in a loss or a gradient leaves the state as it was, key and step included, and returns
 something that is not finite, so that what follows (`optax.apply_if_finite`) can skip it: a run goes on as if it had
@@ -28,25 +29,17 @@ heads too, unless `update(..., shared=)` says which are, by a predicate on the k
 This package imports `gradients` and `solvers`, and knows nothing of models, data or training.
 """
 
-from mtljax.methods._base import Signals, jacobian_method, weighting
-from mtljax.methods._state import MethodState, task_weights
+from mtljax.methods._base import Signals as Signals
+from mtljax.methods._base import jacobian_method as jacobian_method
+from mtljax.methods._base import weighting as weighting
+from mtljax.methods._state import MethodState as MethodState
+from mtljax.methods._state import task_weights as task_weights
 from mtljax.methods.index import *  # noqa: F403
-from mtljax.methods.per_task import per_task
-from mtljax.methods.registry import PROPERTIES, Method, base_of, create, describe, names, register
-
-__all__ = [
-    "PROPERTIES",
-    "Method",
-    "MethodState",
-    "Signals",
-    "base_of",
-    "create",
-    "describe",
-    "jacobian_method",
-    "names",
-    "per_task",
-    "register",
-    "task_weights",
-    "weighting",
-    *names(),
-]
+from mtljax.methods.per_task import per_task as per_task
+from mtljax.methods.registry import PROPERTIES as PROPERTIES
+from mtljax.methods.registry import Method as Method
+from mtljax.methods.registry import base_of as base_of
+from mtljax.methods.registry import create as create
+from mtljax.methods.registry import describe as describe
+from mtljax.methods.registry import names as names
+from mtljax.methods.registry import register as register

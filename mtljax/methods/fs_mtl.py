@@ -159,7 +159,7 @@ def fs_mtl(
         what = 'aggregate="each"' if aggregate == "each" else "perturb_every"
         raise ValueError(f"fs_mtl: {what} remembers something of every task; pass num_tasks=K")
     whole = optax.with_extra_args_support(cagrad(num_tasks=num_tasks) if base is None else base)
-    pair = None
+    pair: Any = None
     if aggregate in ("second", "each"):
         pair = optax.with_extra_args_support(pair_base or (cagrad() if base is None else base))
     if _is_zero(rho) and (rho_heads is None or _is_zero(rho_heads)):

@@ -212,6 +212,11 @@ def test_the_representation_may_carry_state_and_integers_and_the_encoder_own_par
     assert found["features"][1]["step"] == 3
 
 
+def run_with_effects(function, *args):
+    jax.block_until_ready(function(*args))
+    jax.effects_barrier()
+
+
 BLIND = "compares tasks example by example, and the tasks 'a' and 'b' have no example in common"
 
 
@@ -241,8 +246,7 @@ def test_features_warn_of_tasks_that_have_no_example_in_common(case):
     with pytest.warns(UserWarning, match=BLIND):
         assert float(cosine(params, x, "features")) == 0
     with pytest.warns(UserWarning, match=BLIND):
-        jax.block_until_ready(jax.jit(cosine, static_argnums=2)(params, x, "features"))
-        jax.effects_barrier()
+        run_with_effects(jax.jit(cosine, static_argnums=2), params, x, "features")
 
 
 def test_two_pass_is_never_chosen_where_the_losses_cannot_be_run_forward(monkeypatch):

@@ -25,7 +25,7 @@ LOSSES = (np.array([0.5, 2.0, 1.0]) * np.array([0.8, 0.9, 0.95]) ** np.arange(ST
 
 
 def sequences():
-    """Those with a bad step, one a case, and for each `when` the one that never saw it, with another step at the end."""
+    """Those with a bad step, one a case, and for each `when` the one that never saw it, one step more at its end."""
     jacobians, losses = [], []
     for value, place, when in CASES:
         jacobian, loss = JACOBIANS.copy(), LOSSES.copy()
