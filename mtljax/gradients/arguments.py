@@ -225,6 +225,21 @@ def subset_mask(subset: Mask, params: PyTree, shared: PyTree) -> PyTree:
     return chosen
 
 
+def trainable_mask(trainable: Mask, params: PyTree) -> PyTree:
+    """Which leaves are trained; all for None.
+
+    Raises:
+      ValueError: if none is.
+    """
+    if trainable is None:
+        return jax.tree.map(lambda _: True, params)
+    chosen = mask("trainable", trainable, params)
+    if not any(jax.tree.leaves(chosen)):
+        paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+        raise ValueError(f"trainable chooses no parameter; there are {listed(paths, 20)}")
+    return chosen
+
+
 def mask(name: str, value: Mask, params: PyTree) -> PyTree:
     """A predicate on the key path, or a pytree of bools like params, as a pytree of bools.
 

@@ -95,9 +95,7 @@ def task_gradients(
     _check_mode(losses_fn, mode, subset, axis_name, reduce)
     whole = params
     params = varying(arguments.differentiable(params), axis_name)
-    trained = (
-        jax.tree.map(lambda _: True, params) if trainable is None else arguments.mask("trainable", trainable, params)
-    )
+    trained = arguments.trainable_mask(trainable, params)
     tasks: tuple[str, ...] = ()
 
     def prepared(params: PyTree) -> PyTree:
@@ -123,10 +121,10 @@ def task_gradients(
     jaxpr = jax.make_jaxpr(linear)(params).jaxpr
     leaf_tasks = leaf_dependence(jaxpr)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-    arguments.warn_unused(paths, leaf_tasks, trained)
     if shared is None:
         arguments.check_dependent(tasks, leaf_tasks)
         arguments.warn_common_terms([paths[i] for i in leaves_of_common_terms(jaxpr)])
+    arguments.warn_unused(paths, leaf_tasks, trained)
     mask = arguments.shared_mask(shared, params, leaf_tasks, len(tasks))
     layout = Layout(
         mask, mask if subset is None else arguments.subset_mask(subset, params, mask), tuple(leaf_tasks), len(tasks)

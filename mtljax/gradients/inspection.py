@@ -146,7 +146,7 @@ def leaves_of_common_terms(jaxpr: Any) -> list[int]:
     """The parameters that only a term in every loss, such as an L2 penalty, makes shared.
 
     Such a term reads a parameter coordinate by coordinate, without meeting an example. A leaf is one of these when
-    every loss reads it so, and exactly one loss reads it in another way too.
+    every loss reads it so, and exactly one loss reads it in another way too, beside a trunk that several read.
     """
     program = _program(jaxpr)
     num_tasks = len(program.losses)
@@ -169,11 +169,10 @@ def leaves_of_common_terms(jaxpr: Any) -> list[int]:
     losses = [loss for loss in program.losses if loss is not None]
     if len(losses) < num_tasks:
         return []
-    return [
-        i
-        for i in range(len(program.leaves))
-        if all(i in alone[loss] for loss in losses) and sum(i in mixed[loss] for loss in losses) == 1
-    ]
+    readers = [sum(i in mixed[loss] for loss in losses) for i in range(len(program.leaves))]
+    if max(readers, default=0) < 2:  # no trunk, so no heads
+        return []
+    return [i for i, count in enumerate(readers) if count == 1 and all(i in alone[loss] for loss in losses)]
 
 
 def _size(shape: tuple[int, ...]) -> int:

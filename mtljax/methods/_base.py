@@ -136,7 +136,9 @@ def weighting(
             present=present,
         )
         weights, memory = weigh(state.memory, signals)
-        good = all_finite((losses, losses_after, norms, weights, memory))
+        # At the first update there was no batch before.
+        later = None if losses_after is None else jnp.where(state.step > 0, losses_after, 0)
+        good = all_finite((losses, later, norms, weights, memory))
         gradient = combined(last, weights, state.memory, good)
         return gradient, only_if(good, advanced(state, weights, key, memory, present, waits), state)
 

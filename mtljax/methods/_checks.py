@@ -122,6 +122,7 @@ def _check_type(name: str, parameter: inspect.Parameter, value: Any) -> None:
         values = list(value.values())
     elif "Sequence" in annotation and isinstance(value, Sequence) and not isinstance(value, str):
         values = list(value)
-    if not all(isinstance(each, (int, float)) or hasattr(each, "dtype") for each in values) or isinstance(value, bool):
+    numbers = [isinstance(each, (int, float)) or hasattr(each, "dtype") for each in values]
+    if not numbers or not all(numbers) or isinstance(value, bool):
         expected = "one number a task" if "Sequence" in annotation else "a number"
         raise ValueError(f"{name}: {parameter.name} must be {expected}, got {value!r}")

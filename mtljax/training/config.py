@@ -105,6 +105,8 @@ class TrainConfig:
       mode: how per-task gradients are computed, see `mtljax.task_gradients`.
       subset: a regular expression on the paths of the shared parameters, such as "Dense_0": those that match enter the
         Gramian, an approximation. None for all.
+      trainable: a regular expression on the paths of the parameters, such as "heads|Dense_1": those that match are
+        trained, the others stay as they were drawn. None for all.
       accumulate: microbatches a step: the memory of one, the gradients of the whole batch.
       patience: evaluations without a better validation score after which training stops, None for never.
       evaluate_every: steps between evaluations on the validation split, 0 for once an epoch.
@@ -133,6 +135,7 @@ class TrainConfig:
     seed: int = 0
     mode: Mode = "auto"
     subset: str | None = None
+    trainable: str | None = None
     accumulate: int = 1
     patience: int | None = None
     evaluate_every: int = 0
@@ -162,11 +165,11 @@ class TrainConfig:
             raise ValueError(f"patience must be at least 1 or None, got {self.patience}")
         if self.reduce == "scatter" and self.parallel == "jit":
             raise ValueError('reduce="scatter" needs parallel="pmap": under jit the compiler places the collectives')
-        if self.subset is not None:
+        for name, pattern in (("subset", self.subset), ("trainable", self.trainable)):
             try:
-                re.compile(self.subset)
+                re.compile(pattern or "")
             except re.error as error:
-                raise ValueError(f"subset={self.subset!r} is no regular expression: {error}") from error
+                raise ValueError(f"{name}={pattern!r} is no regular expression: {error}") from error
 
 
 def to_dict(config: Any) -> dict[str, Any]:

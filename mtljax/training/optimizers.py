@@ -117,6 +117,8 @@ def _injected_method(
 ) -> optax.GradientTransformationExtraArgs:
     config = resolved(config)
     build = methods.describe(config.name).build
+    given_twice = {name: value for name, value in config.options.items() if name == "num_tasks"}
+    check_options(f"method {config.name}", given_twice, build, exclude=("num_tasks",))
     methods.create(config.name, num_tasks, **config.options)  # checks names and values
     parameters = inspect.signature(build).parameters
     own = {name: value for name, value in (("seed", seed), ("window", steps_per_epoch)) if name in parameters}

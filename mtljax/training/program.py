@@ -114,7 +114,7 @@ def build_program(config: TrainConfig, data: MultiTaskData) -> Program:
     batches = methods.describe(base_of(config.method).name).batches
     _check_batch(config, len(devices.every), batches)
     reduce = "mean" if axis_name is None else config.reduce  # one device has nobody to share with
-    engine = Engine(config.mode, config.subset, config.accumulate, axis_name, reduce)
+    engine = Engine(config.mode, config.subset, config.trainable, config.accumulate, axis_name, reduce)
     step = make_step(model, data.tasks, tx, engine=engine, batches=batches)
     per_device = config.batch_size // len(devices.every)
 

@@ -11,7 +11,7 @@ import optax
 from jax import lax
 
 from mtljax.data.batches import Batch
-from mtljax.gradients import Mode, Reduce, SplitLosses, accumulate, split, task_gradients
+from mtljax.gradients import Mode, Reduce, SplitLosses, accumulate, mask, split, task_gradients
 from mtljax.methods import task_weights
 from mtljax.models import MultiTaskModel
 from mtljax.tasks import Task, loss_sum, mean_loss, mean_metric, metric_sums
@@ -29,6 +29,7 @@ class Engine(NamedTuple):
       mode: "auto", "jacrev", "loop", "two_pass" or "features".
       subset: a regular expression searched in the paths of the shared parameters, such as "shared/Dense_0": those that
         match enter the Gramian. None for all.
+      trainable: the same for the parameters that are trained.
       accumulate: microbatches a step.
       axis_name: axis of pmap or shard_map over which the batch is split.
       reduce: "mean" or "scatter", how the Jacobian is averaged over it.
@@ -36,6 +37,7 @@ class Engine(NamedTuple):
 
     mode: Mode = "auto"
     subset: str | None = None
+    trainable: str | None = None
     accumulate: int = 1
     axis_name: str | None = None
     reduce: Reduce = "mean"
@@ -72,9 +74,7 @@ def make_step(
     losses_fn = accumulate(task_losses(model, tasks), engine.accumulate, argnums=(1, 2))
     axis_name = engine.axis_name
     options: dict[str, Any] = {"mode": engine.mode, "axis_name": axis_name, "reduce": engine.reduce}
-    if engine.subset is not None:
-        pattern = re.compile(engine.subset)
-        options["subset"] = lambda path: pattern.search(jax.tree_util.keystr(path, simple=True, separator="/"))
+    options |= {"subset": _matches(engine.subset), "trainable": _matches(engine.trainable)}
 
     def step(state: TrainState, batch: Batch, solve: bool | None = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
@@ -100,6 +100,9 @@ def make_step(
             losses_after=state.losses_after,
             solve=solve,
         )
+        if options["trainable"] is not None:  # weight decay moves parameters without a gradient
+            trained = mask("trainable", options["trainable"], updates)
+            updates = jax.tree.map(lambda leaf, train: leaf if train else jnp.zeros_like(leaf), updates, trained)
         params = optax.apply_updates(state.params, updates)
         losses_after = None
         if state.losses_after is not None:
@@ -152,6 +155,14 @@ def task_losses(model: MultiTaskModel, tasks: Mapping[str, Task]) -> SplitLosses
         return losses, updated
 
     return split(encode, heads)
+
+
+def _matches(expression: str | None) -> Callable[[tuple[Any, ...]], bool] | None:
+    """A predicate on key paths, such as shared/Dense_0/kernel; None for no expression."""
+    if expression is None:
+        return None
+    pattern = re.compile(expression)
+    return lambda path: bool(pattern.search(jax.tree_util.keystr(path, simple=True, separator="/")))
 
 
 def _parts(batch: Batch, count: int) -> list[Batch]:

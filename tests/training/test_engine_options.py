@@ -128,3 +128,19 @@ def test_a_subset_that_matches_nothing_names_the_shared_parameters(tiny):
     config = tiny(subset="conv")
     with pytest.raises(ValueError, match=r"subset chooses no shared parameter; the shared ones are .*Dense_0"):
         parameters_after(config, 1)
+
+
+def test_parameters_that_are_not_trainable_stay_and_enter_no_gramian(tiny):
+    """With weight decay, which moves parameters that have no gradient; the others are trained as if alone."""
+    options = {"model": DEEP, "method": MethodConfig("mgda"), "optimizer": OptimizerConfig("adamw", 0.01)}
+    before, _ = parameters_after(tiny(**options), steps=0)
+    after, _ = parameters_after(tiny(**options, trainable="heads|Dense_1"))
+    for (path, old), new in zip(jax.tree_util.tree_flatten_with_path(before)[0], jax.tree.leaves(after), strict=True):
+        assert np.any(np.asarray(old) != np.asarray(new)) == ("Dense_0" not in jax.tree_util.keystr(path)), path
+    subset, _ = parameters_after(tiny(**options, subset="Dense_1"), steps=1)  # the same weights, all trained
+    first, _ = parameters_after(tiny(**options, trainable="heads|Dense_1"), steps=1)
+    assert_close(first["shared"]["Dense_1"], subset["shared"]["Dense_1"], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"trainable='\(' is no regular expression"):
+        tiny(trainable="(")
+    with pytest.raises(ValueError, match=r"trainable chooses no parameter; there are .*Dense_0"):
+        parameters_after(tiny(**options, trainable="conv"))
