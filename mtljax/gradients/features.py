@@ -80,19 +80,19 @@ class Features(Backward):
     heads_rows: tuple[PyTree, tuple[jax.Array, ...]] | None = None
 
     def held(self) -> "Features":
-        """One that holds the gradients of the heads, and warns of tasks that it cannot compare."""
+        """One that holds the gradients of the heads."""
         if self.heads_rows is not None:
             return self
         rows: Any = transposed(self.heads, (self.params, self.z), self.dtypes, self.passes, self.axis_name)
-        _warn_of_disjoint_tasks(rows[1], self.names, self.axis_name)
         return dataclasses.replace(self, heads_rows=rows)
 
     def gramian(self) -> Gramian:
-        """Every example is a coordinate, so that those of several devices add up."""
+        """Every example is a coordinate, so that those of several devices add up; warns of tasks it cannot compare."""
         _, z_rows = self._rows_of_heads()
         num_tasks = self.layout.num_tasks
         rows = chosen_rows(z_rows, [True] * len(z_rows), num_tasks)
         gramian = scaled_gramian(rows, num_tasks, axis_name=self.axis_name)
+        _warn_of_disjoint_tasks(gramian, z_rows, self.names, self.axis_name)
         # Each device's losses are means over its own examples: of the whole batch's mean they are the D-th part.
         devices = 1 if self.axis_name is None else lax.psum(1, self.axis_name)
         return gramian._replace(norms=gramian.norms / devices)
@@ -169,30 +169,35 @@ def linearize_split(
     return values, lambda tangent: linear(tangent, encoder(tangent)), {"encoder": encoder, "heads": linear, "z": z}, aux
 
 
-def _dependence(linear: Linear, params: PyTree) -> list[tuple[int, ...]]:
-    return leaf_dependence(jax.make_jaxpr(linear)(params).jaxpr)
-
-
-def _warn_of_disjoint_tasks(z_rows: tuple[jax.Array, ...], names: tuple[str, ...], axis_name: Any) -> None:
+def _warn_of_disjoint_tasks(
+    gramian: Gramian, z_rows: tuple[jax.Array, ...], names: tuple[str, ...], axis_name: Any
+) -> None:
     """Warns, when the program runs, of pairs of tasks with gradients on no example in common."""
     num_tasks = len(names)
-    touched = []
-    for rows in z_rows:
-        examples = rows.reshape(num_tasks, rows.shape[1] if rows.ndim > 1 else 1, -1)
-        touched.append(jnp.any(examples != 0, axis=2).astype(jnp.float32))
-    common = sum((each @ each.T for each in touched), jnp.zeros((num_tasks, num_tasks)))
-    common = common if axis_name is None else lax.psum(common, axis_name)
-    present = jnp.diagonal(common) > 0
-    disjoint = jnp.triu((common == 0) & present[:, None] & present[None, :])
+    present = gramian.norms > 0
+    orthogonal = jnp.triu((gramian.cosines == 0) & present[:, None] & present[None, :], 1)
 
     def warn(disjoint: Any) -> None:
         pairs = [f"{names[i]!r} and {names[j]!r}" for i, j in np.argwhere(np.asarray(disjoint))]
-        if pairs:  # under vmap both branches run
+        if pairs:
             warnings.warn(
                 f'mode="features" compares tasks example by example, and the tasks {", ".join(pairs)} have no example '
                 'in common: their conflicts are invisible to it, so use mode="jacrev", "loop" or "two_pass"',
                 stacklevel=2,
             )
 
-    if num_tasks > 1:
-        lax.cond(jnp.any(disjoint), lambda d: jax.debug.callback(warn, d), lambda _: None, disjoint)
+    def look(z_rows: tuple[jax.Array, ...]) -> None:
+        common = jnp.zeros((num_tasks, num_tasks))
+        for rows in z_rows:
+            examples = rows.reshape(num_tasks, rows.shape[1] if rows.ndim > 1 else 1, -1)
+            touched = jnp.any(examples != 0, axis=2).astype(jnp.float32)
+            common += touched @ touched.T
+        common = common if axis_name is None else lax.psum(common, axis_name)
+        jax.debug.callback(warn, orthogonal & (common == 0))
+
+    if num_tasks > 1:  # disjoint tasks have a product of exactly 0; under vmap every program looks
+        lax.cond(jnp.any(orthogonal), look, lambda _: None, z_rows)
+
+
+def _dependence(linear: Linear, params: PyTree) -> list[tuple[int, ...]]:
+    return leaf_dependence(jax.make_jaxpr(linear)(params).jaxpr)

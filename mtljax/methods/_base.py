@@ -185,8 +185,10 @@ def weighting(
                 lambda s: reuse_fn(grads, s, losses_after),
                 state,
             )
-        # What is remembered must not come from a step that others skip.
-        return gradient, only_if(all_finite(gradient), after, state) if remembers else after
+        # What is remembered must not come from a step that others skip. Reused weights leave nothing but a count.
+        if remembers and solve is not False:
+            after = only_if(all_finite(gradient), after, state)
+        return gradient, after
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
