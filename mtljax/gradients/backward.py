@@ -28,7 +28,7 @@ Move: TypeAlias = Callable[[PyTree], tuple[PyTree, jax.Array]]
 
 # Up to which gradients are held as separate pytrees: faster for 2 tasks, no slower for 3, 4 not measured; the products
 # grow with K * K.
-FEW_TASKS = 4
+MOST_SEPARATE = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -63,7 +63,7 @@ class Backward:
 
     def held(self) -> Any:
         """The K gradients, held."""
-        if self.passes == "unrolled" and self.axis_name is None and self.layout.num_tasks <= FEW_TASKS:
+        if self.passes == "unrolled" and self.axis_name is None and self.layout.num_tasks <= MOST_SEPARATE:
             rows = separate_rows(self.linear, (self.params,), self.dtypes, None)
             return Separate(self.layout, tuple(row for (row,) in rows), self)
         return self.stacked()
