@@ -1,6 +1,7 @@
 """One bad batch must not stay: NaN, infinities and numbers whose square overflows, in a gradient or a loss."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,11 +57,18 @@ CHECKED = [
 ]
 
 
-@pytest.mark.parametrize("checked", CHECKED)
-def test_a_bad_step_is_not_finite_and_leaves_no_trace(checked):
-    variant, name = checked
-    tx = VARIANTS[variant](name)
-    source = "fs_mtl" if variant == "fs_mtl" else name
+class Outcome(NamedTuple):
+    """What became of one bad step: `kept` and `same` are None where the method could make a finite step of it."""
+
+    case: tuple[str, str, int]
+    bad: bool  # the step's output is not finite
+    kept: bool | None  # the state after it is the one before it
+    same: bool | None  # the other steps equal those of a run that never saw it
+    finite: bool  # everything after it is finite
+
+
+def outcomes(tx, source):
+    """What becomes of each of the cases, in one program; `source` is the method that `given` makes gradients for."""
 
     def one(jacobians, losses):
         def step(state, inputs):
@@ -70,20 +78,30 @@ def test_a_bad_step_is_not_finite_and_leaves_no_trace(checked):
         return jax.lax.scan(step, tx.init(jnp.zeros(SIZE)), (jacobians, losses))[1]
 
     gradients, before, after = jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(*sequences()))
+    states = list(zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
     remembers = any(leaf is not None for leaf in memories(tx.init(jnp.zeros(SIZE))))
-    for i, (value, place, when) in enumerate(CASES):
-        case = f"{value} in a {place} at step {when}"
-        never = gradients[len(CASES) + WHEN.index(when)]
+    for i, case in enumerate(CASES):
+        when = case[2]
         bad = not np.all(np.isfinite(gradients[i, when]))
-        assert bad or value == "huge", case
-        others = np.delete(gradients[i], when, axis=0)
-        assert np.all(np.isfinite(others)), case
-        assert all(np.all(np.isfinite(leaf[i])) for leaf in jax.tree.leaves(after) if leaf.dtype.kind == "f"), case
-        if bad and remembers:
-            for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
-                np.testing.assert_array_equal(new[i, when], old[i, when], err_msg=case)
-        if bad:
-            np.testing.assert_array_equal(others, never[: STEPS - 1], err_msg=case)
+        others, never = np.delete(gradients[i], when, axis=0), gradients[len(CASES) + WHEN.index(when)]
+        yield Outcome(
+            case,
+            bad,
+            kept=all(np.array_equal(new[i, when], old[i, when]) for old, new in states) if bad and remembers else None,
+            # Lanes of one vectorised program round differently; a batch that stays moves the steps by far more.
+            same=np.allclose(others, never[: STEPS - 1], rtol=1e-4, atol=1e-5) if bad else None,
+            finite=bool(np.isfinite(others).all() and all(np.isfinite(new[i]).all() for _, new in states)),
+        )
+
+
+@pytest.mark.parametrize("checked", CHECKED)
+def test_a_bad_step_is_not_finite_and_leaves_no_trace(checked):
+    variant, name = checked
+    for outcome in outcomes(VARIANTS[variant](name), "fs_mtl" if variant == "fs_mtl" else name):
+        assert outcome.bad or outcome.case[0] == "huge", outcome
+        assert outcome.kept is not False, outcome
+        assert outcome.same is not False, outcome
+        assert outcome.finite, outcome
 
 
 def memories(state):
