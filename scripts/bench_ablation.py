@@ -177,8 +177,8 @@ def throughput_table(network: str, options: argparse.Namespace) -> tuple[Table, 
         ("mtljax train, cold cache", f"{len(cold)} of {count}", count * statistics.mean(cold)),
         ("mtljax train, warm cache", f"{len(warm)} of {count}", count * statistics.mean(warm)),
     ]
-    for how, measured, seconds in rows:
-        table.add_row(how, measured, f"{seconds:.1f}", f"{seconds / ablate_cold:.2f}", f"{seconds / ablate_warm:.2f}")
+    for label, measured, seconds in rows:
+        table.add_row(label, measured, f"{seconds:.1f}", f"{seconds / ablate_cold:.2f}", f"{seconds / ablate_warm:.2f}")
     return table, overhead_table(network, records)
 
 

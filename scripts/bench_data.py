@@ -54,17 +54,17 @@ def rates(path: str, overrides: list[str], seconds: float) -> tuple[int, float, 
         given, _ = compiled(given, fixed)
         return given.step
 
-    found: list[list[float]] = [[], []]
+    step_rates: list[list[float]] = [[], []]
     for call in (with_data, without):
         jax.block_until_ready(call())
     for _ in range(ROUNDS):
-        for call, values in zip((with_data, without), found, strict=True):
+        for call, values in zip((with_data, without), step_rates, strict=True):
             start, count = time.perf_counter(), 0
             while time.perf_counter() - start < seconds / ROUNDS:
                 jax.block_until_ready(call())
                 count += 1
             values.append(count / (time.perf_counter() - start))
-    return config.batch_size, statistics.median(found[0]), statistics.median(found[1])
+    return config.batch_size, statistics.median(step_rates[0]), statistics.median(step_rates[1])
 
 
 def main() -> int:

@@ -94,7 +94,7 @@ def sample(kind: str, num_tasks: int, seed: int) -> np.ndarray:
 def errors(row: Row, kinds: tuple[str, ...], dtype: str, num_tasks: int, samples: int) -> dict[str, float]:
     """The largest relative error of d for each kind of Jacobian."""
     tx = mtl.methods.create(row.name, num_tasks=num_tasks, **row.options)
-    found = {}
+    by_kind = {}
     with jax.enable_x64(dtype == "float64"):
         state = tx.init(jnp.zeros(2 * num_tasks, dtype))
         update = jax.jit(lambda jacobian: tx.update(jacobian, state, losses=jnp.ones(num_tasks, dtype))[0])
@@ -105,8 +105,8 @@ def errors(row: Row, kinds: tuple[str, ...], dtype: str, num_tasks: int, samples
                 d = np.asarray(update(jacobian), np.float64)
                 expected = row.oracle(jacobian.astype(np.float64))
                 worst = max(worst, float(np.linalg.norm(d - expected) / np.linalg.norm(expected)))
-            found[kind] = worst
-    return found
+            by_kind[kind] = worst
+    return by_kind
 
 
 def main() -> None:
@@ -132,8 +132,8 @@ def main() -> None:
                     for kind in kinds
                     if (kind != "near-singular" or num_tasks > 1) and (kind not in row.slow or num_tasks <= DIGITS)
                 )
-                found = errors(row, asked, dtype, num_tasks, samples=1 if options.quick else 3)
-                cells = [label, str(num_tasks), *(f"{found[kind]:.0e}" if kind in found else "–" for kind in kinds)]
+                by_kind = errors(row, asked, dtype, num_tasks, samples=1 if options.quick else 3)
+                cells = [label, str(num_tasks), *(f"{by_kind[kind]:.0e}" if kind in by_kind else "–" for kind in kinds)]
                 table.add_row(*cells)
                 print(dtype, *cells, file=sys.stderr, flush=True)
         tables.append(table)

@@ -158,8 +158,10 @@ def run_mtljax(method: Method, jacobians: np.ndarray) -> np.ndarray:
     build = getattr(importlib.import_module(f"mtljax.methods.{method.mtljax}"), method.mtljax)
     tx = build(num_tasks=jacobians.shape[1], **method.hyperparameters)
     with jax.enable_x64(jacobians.dtype == np.float64):
-        found = jax.jit(jax.vmap(lambda jacobian: tx.update(jacobian, tx.init(jacobian[0]))[0]))(jnp.asarray(jacobians))
-        return np.asarray(found, np.float64)
+        directions = jax.jit(jax.vmap(lambda jacobian: tx.update(jacobian, tx.init(jacobian[0]))[0]))(
+            jnp.asarray(jacobians)
+        )
+        return np.asarray(directions, np.float64)
 
 
 def three(method: Method, jacobians: np.ndarray) -> list[np.ndarray]:
@@ -182,21 +184,21 @@ def methods() -> dict[str, Method]:
 # What is measured of a stack of results d (n, d) on Jacobians (n, K, d).
 
 
-def errors(found: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(found - exact, axis=-1) / np.linalg.norm(exact, axis=-1)
+def errors(directions: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(directions - exact, axis=-1) / np.linalg.norm(exact, axis=-1)
 
 
-def worst_cosines(found: np.ndarray, jacobians: np.ndarray) -> np.ndarray:
+def worst_cosines(directions: np.ndarray, jacobians: np.ndarray) -> np.ndarray:
     """The cosine of d and the gradient it serves worst; negative is a conflict, NaN where d = 0."""
-    lengths = np.linalg.norm(jacobians.astype(np.float64), axis=-1) * np.linalg.norm(found, axis=-1)[:, None]
+    lengths = np.linalg.norm(jacobians.astype(np.float64), axis=-1) * np.linalg.norm(directions, axis=-1)[:, None]
     with np.errstate(invalid="ignore"):
-        return (np.einsum("nkd,nd->nk", jacobians.astype(np.float64), found) / lengths).min(axis=1)
+        return (np.einsum("nkd,nd->nk", jacobians.astype(np.float64), directions) / lengths).min(axis=1)
 
 
-def nash_residuals(found: np.ndarray, jacobians: np.ndarray) -> np.ndarray:
+def nash_residuals(directions: np.ndarray, jacobians: np.ndarray) -> np.ndarray:
     """How far the products a_k ⟨g_k, d⟩, all equal at the solution, are from their mean, relative to it."""
     residuals = []
-    for d, jacobian in zip(found, jacobians.astype(np.float64), strict=True):
+    for d, jacobian in zip(directions, jacobians.astype(np.float64), strict=True):
         a = np.linalg.lstsq(jacobian.T, d, rcond=None)[0]
         products = a * (jacobian @ d)
         residuals.append(np.abs(products / products.mean() - 1).max())
@@ -228,15 +230,15 @@ def small_gradients() -> Iterator[Row]:
         text, matrix = list(PAIRS.items())[pair]
         for factor, dtype in ((scale, np.float64), (scale, np.float32), (1.0, np.float64)):
             jacobian = (factor * np.array(matrix)).astype(dtype)
-            found = [each[0] for each in three(methods()[name], jacobian[None])]
+            directions = [each[0] for each in three(methods()[name], jacobian[None])]
             problem = f"{name}, J = {text}" if factor == 1 else f"{name}, J = {factor:g} {text}"
             if factor < 1 and dtype is np.float64:
                 mean = jacobian.mean(axis=0)
-                cosines = (worst_cosines(d[None], jacobian[None])[0] for d in found)
-                yield Row(problem, "float64", "d", *map(vector, found))
-                yield Row(problem, "float64", "|d - mean| / |mean|", *(number(errors(d, mean)) for d in found))
+                cosines = (worst_cosines(d[None], jacobian[None])[0] for d in directions)
+                yield Row(problem, "float64", "d", *map(vector, directions))
+                yield Row(problem, "float64", "|d - mean| / |mean|", *(number(errors(d, mean)) for d in directions))
                 yield Row(problem, "float64", "least cos(d, g_k); nan: d = 0", *map(number, cosines))
-            yield Row(problem, dtype.__name__, "error of d", *(number(errors(d, found[0])) for d in found))
+            yield Row(problem, dtype.__name__, "error of d", *(number(errors(d, directions[0])) for d in directions))
 
 
 def random_gradients(count: int) -> Iterator[Row]:
@@ -256,11 +258,13 @@ def random_gradients(count: int) -> Iterator[Row]:
         elif dtype is np.float64:
             measures["least cos(d, g_k)"] = lambda d, _, jacobians: -worst_cosines(d, jacobians)
         stacks = [random_jacobians(family, num_tasks, count).astype(dtype) for num_tasks in SIZES]
-        found = [three(methods()[name], jacobians) for jacobians in stacks]
+        directions = [three(methods()[name], jacobians) for jacobians in stacks]
         problem = f"{name}, {count * len(SIZES)} {family} J, K = {' and '.join(map(str, SIZES))}"
         for quantity, measure in measures.items():
             columns = [
-                np.concatenate([measure(each[i], each[0], stack) for each, stack in zip(found, stacks, strict=True)])
+                np.concatenate(
+                    [measure(each[i], each[0], stack) for each, stack in zip(directions, stacks, strict=True)]
+                )
                 for i in range(3)
             ]
             if "cos" in quantity:
@@ -279,8 +283,8 @@ def linearity(count: int) -> Iterator[Row]:
         scales = 10 ** np.random.default_rng(7).uniform(-1, 1, (2, count, num_tasks, 1))
         stacked = np.concatenate([scales[0] * jacobians, scales[1] * jacobians, scales.sum(axis=0) * jacobians])
         gaps = []
-        for found in three(methods()["UPGrad"], stacked.astype(dtype)):
-            first, second, both = np.split(found, 3)
+        for directions in three(methods()["UPGrad"], stacked.astype(dtype)):
+            first, second, both = np.split(directions, 3)
             gaps.append(errors(first + second, both))
         problem = f"UPGrad, {count} spread J, K = {num_tasks}"
         yield Row(problem, dtype.__name__, "linearity, worst", *(number(max(gap)) for gap in gaps))

@@ -129,10 +129,12 @@ def dense_losses(params: Any, rest: Any, batch: dict[str, jax.Array]) -> dict[st
 
 def dense_data() -> dict[str, np.ndarray]:
     """Images at half resolution and targets at an eighth, every eighth pixel."""
-    found = tfds_source.read(tfds_source.find(NYU.data.name), "train", ("image", "segmentation", "depth", "normal"))
-    count, height, width, _ = found["image"].shape
-    image = found["image"].reshape(count, height // 2, 2, width // 2, 2, 3).mean(axis=(2, 4)) / 255
-    small = {name: found[name].reshape(count, height, width, -1)[:, 4::8, 4::8] for name in found if name != "image"}
+    examples = tfds_source.read(tfds_source.find(NYU.data.name), "train", ("image", "segmentation", "depth", "normal"))
+    count, height, width, _ = examples["image"].shape
+    image = examples["image"].reshape(count, height // 2, 2, width // 2, 2, 3).mean(axis=(2, 4)) / 255
+    small = {
+        name: examples[name].reshape(count, height, width, -1)[:, 4::8, 4::8] for name in examples if name != "image"
+    }
     normal = (small["normal"].astype(np.float32) - 127) / 127
     return {
         "image": image.astype(np.float32),
@@ -155,8 +157,8 @@ def trained_dense(config: TrainConfig, workdir: Path) -> list[Path]:
 
     for seed in SEEDS:
         directories.append(place(workdir, dataclasses.replace(config, seed=seed)))
-        said = to_dict(dataclasses.replace(config, seed=seed)) | {"model": {"encoder": "Dense of conflict_study.py"}}
-        if finished(directories[-1], said):
+        record = to_dict(dataclasses.replace(config, seed=seed)) | {"model": {"encoder": "Dense of conflict_study.py"}}
+        if finished(directories[-1], record):
             continue
         data, start, losses = dense_data() if data is None else data, time.perf_counter(), {}
         rng, keys = np.random.default_rng(seed), jax.random.split(jax.random.PRNGKey(seed), 1 + len(HEADS))
@@ -166,20 +168,20 @@ def trained_dense(config: TrainConfig, workdir: Path) -> list[Path]:
         params = {"shared": shared, "heads": heads}
         state, count, done = tx.init(params), len(data["image"]), 0
         directories[-1].mkdir(parents=True, exist_ok=True)
-        (directories[-1] / CONFIG).write_text(json.dumps({"config": said, "data_spec": {}}))
+        (directories[-1] / CONFIG).write_text(json.dumps({"config": record, "data_spec": {}}))
         (directories[-1] / METRICS).unlink(missing_ok=True)
         log = RunLog(directories[-1], print, tensorboard=False, until=None)
         for epoch in range(1, config.epochs + 1):
-            found, order = [], rng.permutation(count)
+            measured, order = [], rng.permutation(count)
             for indices in order[: count - count % config.batch_size].reshape(-1, config.batch_size):
                 if done % config.probe_every == 0:
                     some = {name: each[indices[: config.probe_samples]] for name, each in data.items()}
-                    found.append(jax.device_get(probe.measure(dense_losses, params, (), some, keys[0])))
+                    measured.append(jax.device_get(probe.measure(dense_losses, params, (), some, keys[0])))
                 params, state, losses = step(params, state, {name: each[indices] for name, each in data.items()})
                 done += 1
             at = {"step": done, "epoch": float(epoch), "seconds": round(time.perf_counter() - start, 3)}
             log.write(at | {"split": "train", "losses": jax.tree.map(float, losses), "weights": None})
-            seen = {"looks": len(found)} | probe.summary(sorted(HEADS), found)
+            seen = {"looks": len(measured)} | probe.summary(sorted(HEADS), measured)
             log.write(at | {"split": "probe", "probe": seen})
         log.write(at | {"split": "test", "metrics": {}})
         log.close()

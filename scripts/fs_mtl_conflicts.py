@@ -88,8 +88,8 @@ def trained(
         order = jax.random.permutation(jax.random.fold_in(order_key, epoch), split.num_examples)
         cosines = []
         for index in range(split.num_examples // config.batch_size):
-            params, state, found = step(params, state, split, order, np.int32(index))
-            cosines.append(found)
+            params, state, cosine = step(params, state, split, order, np.int32(index))
+            cosines.append(cosine)
         shares.append(100 * mtl.analysis.conflict_share(jnp.stack(cosines))[0, 1])
     return params, np.asarray(shares)
 
@@ -108,14 +108,16 @@ def judge_of(model: Any, losses_fn: Losses, data: MultiTaskData) -> Callable[[An
         def on_test(score: Callable[..., Any]) -> dict[str, Any]:
             return {task: score(probabilities[task], test.targets[task]) for task in data.tasks}
 
-        found: dict[str, Mapping[str, Any]] = {
+        measures: dict[str, Mapping[str, Any]] = {
             f"rise of the training loss, adaptive ball of {RADIUS:g}": rises(params, some),
             "gradient norm of the training loss": norms(params, some),
             "expected calibration error": on_test(mtl.analysis.expected_calibration_error),
             "Brier score": on_test(mtl.analysis.brier_score),
             "error rate, %": on_test(lambda p, labels: 100 * jnp.mean(jnp.argmax(p, axis=1) != labels)),
         }
-        return {name: float(np.mean([float(value) for value in by_task.values()])) for name, by_task in found.items()}
+        return {
+            name: float(np.mean([float(value) for value in by_task.values()])) for name, by_task in measures.items()
+        }
 
     return judge
 
@@ -142,8 +144,8 @@ def share_table(runs: Mapping[str, Sequence[Run]]) -> str:
     epochs = len(next(iter(runs.values()))[0].shares)
     lines = []
     for epoch in sorted({1, epochs, *range(0, epochs + 1, max(1, epochs // 10))} - {0}):
-        found = [t_interval([run.shares[epoch - 1] for run in several]) for several in runs.values()]
-        lines.append([str(epoch), *(each.text(".1f") for each in found)])
+        intervals = [t_interval([run.shares[epoch - 1] for run in several]) for several in runs.values()]
+        lines.append([str(epoch), *(each.text(".1f") for each in intervals)])
     return markdown_table(["epoch", *(f"{name}, %" for name in runs)], lines)
 
 
@@ -155,8 +157,8 @@ def end_table(runs: Mapping[str, Sequence[Run]], seeds: Sequence[int]) -> str:
             way: {s: run.end[name] for s, run in zip(seeds, several, strict=True)} for way, several in runs.items()
         }
         own = [t_interval(list(by_seed.values())) for by_seed in values.values()]
-        found = claim(name, values["FS"], values["ERM"], lower=True)
-        lines.append([name, *(f"{each.mean:.4g} ± {each.half_width:.2g}" for each in own), found.verdict])
+        compared = claim(name, values["FS"], values["ERM"], lower=True)
+        lines.append([name, *(f"{each.mean:.4g} ± {each.half_width:.2g}" for each in own), compared.verdict])
     return markdown_table(["at the end", *runs, "FS lower"], lines)
 
 

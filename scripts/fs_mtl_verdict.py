@@ -77,13 +77,13 @@ def accuracies(records: Sequence[Mapping[str, Any]], data: str) -> tuple[dict[Ne
 
     A seed counts when the networks of all tasks have finished; the second lacks runs without a `test_curve`.
     """
-    found: tuple[dict[Network, Any], dict[Network, Any]] = ({}, {})
+    by_way: tuple[dict[Network, Any], dict[Network, Any]] = ({}, {})
     own = [record for record in records if record["config"]["data"]["name"] == data and record["status"] == "finished"]
     tasks = {task for record in own for task in record["tasks"]}
     for record in own:
         curve = [entry["metrics"] for entry in record["history"] if entry["split"] == "test_curve"]
         best = max(curve, key=lambda metrics: sum(m["accuracy"] for m in metrics.values()), default={})
-        for way, metrics in zip(found, (record["test"], best), strict=True):
+        for way, metrics in zip(by_way, (record["test"], best), strict=True):
             seeds = way.setdefault(network(record), {})
             seeds.setdefault(record["seed"], {}).update({t: 100 * m["accuracy"] for t, m in metrics.items()})
     first, second = (
@@ -91,12 +91,12 @@ def accuracies(records: Sequence[Mapping[str, Any]], data: str) -> tuple[dict[Ne
             name: {s: sum(by_task.values()) / len(tasks) for s, by_task in seeds.items() if by_task.keys() == tasks}
             for name, seeds in way.items()
         }
-        for way in found
+        for way in by_way
     )
     return first, second
 
 
-def claims(data: str, found: Mapping[Network, BySeed]) -> Iterator[Claim]:
+def claims(data: str, by_network: Mapping[Network, BySeed]) -> Iterator[Claim]:
     """The claims about one set; those whose networks have not run have no seeds."""
     paper, where = PAPER.get(data, {}), SETS.get(data, data)
 
@@ -112,23 +112,25 @@ def claims(data: str, found: Mapping[Network, BySeed]) -> Iterator[Claim]:
         return claim(f"{where}: {text}", better, worse, paper="–" if number is None else f"{number:+.2f}")
 
     for text, better, worse in CLAIMS:
-        yield held(text, found.get(better, {}), found.get(worse, {}), expected([(better, worse)]))
+        yield held(text, by_network.get(better, {}), by_network.get(worse, {}), expected([(better, worse)]))
         if text == f"F-{BASES[-1]} > {BASES[-1]}":
             for count, which in (
                 (len(BASES), f"mean of {len(BASES)}"),
                 (HOMOGENEOUS, f"mean of the first {HOMOGENEOUS}"),
             ):
                 pairs = [(better, worse) for _, better, worse in CLAIMS[:count]]
-                flat, plain = (mean_by_seed(found.get(pair[i], {}) for pair in pairs) for i in (0, 1))
+                flat, plain = (mean_by_seed(by_network.get(pair[i], {}) for pair in pairs) for i in (0, 1))
                 yield held(f"flat > plain, {which}", flat, plain, expected(pairs))
 
 
 def accuracy_table(sets: Mapping[str, Mapping[Network, BySeed]]) -> str:
     """Mean accuracy by network, a column a set."""
-    networks = sorted({name for found in sets.values() for name in found}, key=lambda name: (name[0] != "stl", name))
+    networks = sorted(
+        {name for by_network in sets.values() for name in by_network}, key=lambda name: (name[0] != "stl", name)
+    )
     lines = []
     for name in networks:
-        values = [t_interval(list(found.get(name, {}).values())) for found in sets.values()]
+        values = [t_interval(list(by_network.get(name, {}).values())) for by_network in sets.values()]
         lines.append([*name, *(value.text() for value in values)])
     return markdown_table(["network", "flat parts", *(SETS.get(data, data) for data in sets)], lines)
 
@@ -162,14 +164,14 @@ def main() -> int:
     ways = {data: accuracies(records, data) for data in (*SETS, *sorted(present - set(SETS))) if data in present}
     rows = [
         forms
-        for data, found in ways.items()
-        for forms in zip(*(claims(data, way) for way in found), strict=True)
+        for data, both in ways.items()
+        for forms in zip(*(claims(data, way) for way in both), strict=True)
         if any(form.ours.interval.n for form in forms)
     ]
     finished = [record for record in records if record["status"] == "finished"]
     print(f"{claims_table(rows, WAYS)}\n\n{RULE}.\n")
     print(f"Mean test accuracy of the tasks in %, {WAYS[0]}:\n")
-    print(accuracy_table({data: found[0] for data, found in ways.items()}))
+    print(accuracy_table({data: both[0] for data, both in ways.items()}))
     print(f"\nHow far the multi-task networks were trained, means:\n\n{training_table(finished)}")
     seconds = sum(record["seconds"] for record in finished)
     print(f"\n{len(finished)} cells finished, {len(records) - len(finished)} failed; they took {seconds:.0f} s in all")

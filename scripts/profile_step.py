@@ -26,14 +26,14 @@ _NO_OPERATION = re.compile(r"ThunkExecutor|wait|Wait|\$|::|^Thread|^end:|Rendezv
 
 def origins(program: Any) -> dict[str, str]:
     """For each operation of a compiled program, where in the JAX code it comes from."""
-    found, inside, callers, computation = {}, {}, {}, ""
+    by_operation, inside, callers, computation = {}, {}, {}, ""
     for line in program.as_text().splitlines():
         if line.endswith("{"):
             computation = line.split()[0].lstrip("%")
         operation = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = ", line)
         origin, called = re.search(r'op_name="([^"]*)"', line), re.search(r"calls=%?([\w.\-]+)", line)
         if operation and origin:
-            found[operation[1]] = origin[1]
+            by_operation[operation[1]] = origin[1]
             heavy = re.search(r"dot_general|conv_general", origin[1])
             if heavy or computation not in inside:
                 inside[computation] = origin[1]
@@ -43,9 +43,9 @@ def origins(program: Any) -> dict[str, str]:
         if result and computation not in inside:  # the compiler made it and says not from what
             inside[computation] = f"{result[2]} giving {result[1].split('{')[0]}"
     for operation, called in callers.items():
-        if operation not in found and called in inside:
-            found[operation] = inside[called]
-    return found
+        if operation not in by_operation and called in inside:
+            by_operation[operation] = inside[called]
+    return by_operation
 
 
 def costs(directory: Path, names: dict[str, str]) -> collections.Counter[tuple[str, str]]:
@@ -79,14 +79,14 @@ def main() -> int:
         with jax.profiler.trace(str(directory)):
             for _ in range(STEPS):
                 step.call()
-        found = costs(directory, origins(step.program))
-        whole = sum(found.values())
+        times = costs(directory, origins(step.program))
+        whole = sum(times.values())
         table = Table(
             title=f"{name}, {options.method}, {options.mode}: {whole / STEPS / 1e6:.1f} ms of operations a step"
         )
         for column in ("operation", "from", "ms a step", "share"):
             table.add_column(column, justify="right" if column in ("ms a step", "share") else "left")
-        for (operation, origin), spent in found.most_common(options.top):
+        for (operation, origin), spent in times.most_common(options.top):
             origin = "/".join(origin.split("/")[-6:])
             table.add_row(operation, origin, f"{spent / STEPS / 1e6:.2f}", f"{spent / whole:.0%}")
         Console(width=140).print(table)

@@ -47,7 +47,7 @@ def place(directory: Path, config: TrainConfig) -> Path:
 
 def run_all(directory: Path) -> list[Path]:
     """Trains what is not trained yet."""
-    start, found = time.perf_counter(), []
+    start, workdirs = time.perf_counter(), []
     for group in configs():
         left = [config for config in group if not finished(place(directory, config), to_dict(config))]
         data = load_data(group[0]) if left else None
@@ -60,8 +60,8 @@ def run_all(directory: Path) -> list[Path]:
                 sys.exit(f"{result.interrupted}: start the same command again to go on")
             scores = ", ".join(f"{task} {each['accuracy']:.4f}" for task, each in result.test.items())
             print(f"{workdir}: test accuracy {scores}; {time.perf_counter() - start:.0f} s", flush=True)
-        found += [place(directory, config) for config in group]
-    return found
+        workdirs += [place(directory, config) for config in group]
+    return workdirs
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def estimate(plan: Plan, budget: float = BUDGET_SECONDS) -> Estimate:
             finished.setdefault(structure(cell.config), []).append(record["seconds"])
     if finished:
         means = {key: float(np.mean(seconds)) for key, seconds in finished.items()}
-        other = float(np.mean([seconds for found in finished.values() for seconds in found]))
+        other = float(np.mean([seconds for durations in finished.values() for seconds in durations]))
         total = sum(means.get(key, other) * len(cells) for key, cells in groups.items())
         return Estimate(total, f"from {sum(map(len, finished.values()))} finished cells")
     timed: dict[Hashable, tuple[float, float]] = {}
@@ -95,11 +95,11 @@ def _time(config: TrainConfig, context: Context) -> tuple[float, float]:
     for _ in range(2):
         evaluate(program.evaluation, params, model_state, some)
         marks.append(time.perf_counter())
-    first, again = np.diff(marks)
+    first, later = np.diff(marks)
     total = config.epochs * program.steps_per_epoch
     evaluations = total // (config.evaluate_every or program.steps_per_epoch) + 2
     batches = -(-validation.num_examples // EVALUATION_BATCH)
-    return float(compiling + first), float(total * np.mean(steps) + evaluations * batches * again)
+    return float(compiling + first), float(total * np.mean(steps) + evaluations * batches * later)
 
 
 def cell_table(plan: Plan) -> Table:

@@ -52,13 +52,13 @@ def value_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
-def with_unique_names(study: str, found: list[Cell]) -> list[Cell]:
+def with_unique_names(study: str, cells: list[Cell]) -> list[Cell]:
     """The cells, those whose names are alike (to any file system) or too long told apart by a hash of their config."""
     alike: dict[str, list[Cell]] = {}
-    for cell in found:
+    for cell in cells:
         alike.setdefault(cell.name.lower(), []).append(cell)
     unique, repeated, seen = [], [], set()
-    for cell in found:
+    for cell in cells:
         if len(alike[cell.name.lower()]) > 1 or len(cell.name) > _LONGEST_NAME:
             config = {key: value for key, value in to_dict(cell.config).items() if key != "name"}
             text = json.dumps(config, sort_keys=True, default=repr)

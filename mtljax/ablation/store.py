@@ -75,8 +75,8 @@ def _acquire(descriptor: int, directory: Path) -> bool:
 
 def write_study(directory: Path, study: StudyConfig, cells: Sequence[Cell], described: dict[str, Any]) -> None:
     """Writes what the study is, the names of its cells, and what the report says of it."""
-    found = described | {"identity": _identity(study), "cells": [cell.name for cell in cells]}
-    text = json.dumps(finite(found), indent=2, allow_nan=False)
+    contents = described | {"identity": _identity(study), "cells": [cell.name for cell in cells]}
+    text = json.dumps(finite(contents), indent=2, allow_nan=False)
     write_atomically(directory / STUDY, text + "\n")
 
 
@@ -110,7 +110,7 @@ def read_finished(directory: Path, cells: Iterable[Cell], *, retry_failed: bool 
     Raises:
       ValueError: if a cell of that name was another run.
     """
-    found = {}
+    records = {}
     for cell in cells:
         record = _read(directory / "cells" / f"{cell.name}.json")
         if record is None:
@@ -119,8 +119,8 @@ def read_finished(directory: Path, cells: Iterable[Cell], *, retry_failed: bool 
         if changed:
             raise _another(directory, f"its cell {cell.name} differs in {', '.join(changed)}")
         if record["status"] == "finished" or not retry_failed:
-            found[cell.name] = record
-    return found
+            records[cell.name] = record
+    return records
 
 
 def parse_record(text: str) -> Any:

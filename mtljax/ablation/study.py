@@ -156,19 +156,19 @@ def run_study(
       StudyInterruptedError: on SIGTERM or Ctrl-C; finished cells are kept.
     """
     (strategy, run), directory = find_strategy(strategy), Path(directory)
-    found = plan(study, directory, progress=progress, jobs=jobs, yes=yes, retry_failed=retry_failed, probe=probe)
-    progress = found.context.progress
+    study_plan = plan(study, directory, progress=progress, jobs=jobs, yes=yes, retry_failed=retry_failed, probe=probe)
+    progress = study_plan.context.progress
     with locked(directory):
         check_study(directory, study)  # another process may have written since
-        _, records, left, context = _planned(found.cells, directory, found.context, retry_failed)
-        write_study(directory, study, found.cells, _describe(study, found.cells, context, command))
-        progress.start(len(found.cells), list(records.values()))
+        _, records, left, context = _planned(study_plan.cells, directory, study_plan.context, retry_failed)
+        write_study(directory, study, study_plan.cells, _describe(study, study_plan.cells, context, command))
+        progress.start(len(study_plan.cells), list(records.values()))
         with contextlib.closing(run(left, context)) as finished:  # an interrupted strategy cleans up after itself
             for record in finished:
                 records[record["cell"]] = record = record | {"strategy": strategy}
                 write_record(directory, record)
                 progress.finished(record)
-    return [records[cell.name] for cell in found.cells]
+    return [records[cell.name] for cell in study_plan.cells]
 
 
 def find_strategy(name: str | None) -> tuple[str, Strategy]:
@@ -199,8 +199,8 @@ def _describe(study: StudyConfig, grid: Sequence[Cell], context: Context, comman
         setting["loss scales"] = ", ".join(f"{task} {scale:g}" for task, scale in base.loss_scales.items())
     for axis in study.axes:
         for column, name in enumerate(axis.fields):
-            how = "chosen on validation" if name in study.chosen else "compared"
-            setting[name] = f"{', '.join(str(point[column]) for point in axis.values)} ({how})"
+            usage = "chosen on validation" if name in study.chosen else "compared"
+            setting[name] = f"{', '.join(str(point[column]) for point in axis.values)} ({usage})"
     if study.weight_grid and len(data.tasks) > 1:
         setting["tuned scalarization"] = f"{study.weight_grid} weightings of the losses (chosen on validation)"
     return {"name": study.name, "question": study.question, "command": command, "setting": setting}

@@ -69,9 +69,9 @@ def verdict(difference: Difference) -> str:
 
 def mean_by_seed(several: Iterable[Mapping[int, float]]) -> dict[int, float]:
     """The mean of several things by seed, over the seeds that all of them have: a claim about all of them together."""
-    found = list(several)
-    seeds = set.intersection(*(set(each) for each in found)) if found else set()
-    return {seed: sum(each[seed] for each in found) / len(found) for seed in sorted(seeds)}
+    mappings = list(several)
+    seeds = set.intersection(*(set(each) for each in mappings)) if mappings else set()
+    return {seed: sum(each[seed] for each in mappings) / len(mappings) for seed in sorted(seeds)}
 
 
 def claims_table(rows: Sequence[Sequence[Claim]], columns: Sequence[str], *, digits: int = 2) -> str:

@@ -114,15 +114,15 @@ def conflict_means(opt_state: PyTree) -> dict[str, Any]:
       ValueError: if there is no probe in it.
     """
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, ConflictState))
-    found = next((node for node in nodes if isinstance(node, ConflictState)), None)
-    if found is None:
+    state = next((node for node in nodes if isinstance(node, ConflictState)), None)
+    if state is None:
         raise ValueError(
             "conflict_means: this state holds no conflict_probe; put one before the method, as in "
             "optax.chain(mtl.analysis.conflict_probe(), mtl.cagrad(), optax.adam(1e-3))"
         )
-    pairs = np.asarray(found.pairs)
+    pairs = np.asarray(state.pairs)
     means = {
         measure: np.where(pairs > 0, np.asarray(total, np.float64) / np.maximum(pairs, 1), np.nan)
-        for measure, total in found.sums.items()
+        for measure, total in state.sums.items()
     }
     return {measure: mean if mean.ndim else float(mean) for measure, mean in means.items()}

@@ -68,22 +68,22 @@ def read_runs(paths: Iterable[str | Path]) -> dict[str, Histories]:
       ValueError: if a directory holds no run and no study, nothing in it was probed, a run is there twice, or runs of
         one name differ in more than the seed.
     """
-    found: dict[tuple[str, str], Histories] = {}
+    histories: dict[tuple[str, str], Histories] = {}
     configs: dict[tuple[str, str], tuple[Path, Mapping[str, Any]]] = {}
     for path in map(Path, paths):
         runs = _study(path) if (path / "cells").is_dir() else _run(path)
         for (name, own), config, history in runs:
-            if config["seed"] in found.setdefault((name, own), {}):
+            if config["seed"] in histories.setdefault((name, own), {}):
                 raise ValueError(f"{path}: {name} {own} was trained with seed {config['seed']} twice; give one of them")
-            found[name, own][config["seed"]] = history
+            histories[name, own][config["seed"]] = history
             first, like = configs.setdefault((name, own), (path, config))
             if changed := differences(setting(like), setting(config)):
                 raise ValueError(
                     f"{first} and {path} are both {name} {own}, but differ in {', '.join(changed)}: give runs that "
                     "differ in the seed alone, or in the name"
                 )
-    names = [name for name, _ in found]
-    return {f"{name} {own}" if names.count(name) > 1 else name: runs for (name, own), runs in found.items()}
+    names = [name for name, _ in histories]
+    return {f"{name} {own}" if names.count(name) > 1 else name: runs for (name, own), runs in histories.items()}
 
 
 def _run(path: Path) -> Iterable[tuple[tuple[str, str], Mapping[str, Any], Sequence[Mapping[str, Any]]]]:
@@ -124,7 +124,7 @@ def over_epochs(histories: Histories) -> list[EpochConflicts]:
         seed: {record["epoch"]: record["probe"] for record in history if record["split"] == "probe"}
         for seed, history in histories.items()
     }
-    found, common = [], sorted(set.intersection(*map(set, by_seed.values())))
+    epochs, common = [], sorted(set.intersection(*map(set, by_seed.values())))
     if not common:
         raise ValueError(f"the runs with seeds {', '.join(map(str, by_seed))} share no epoch: give runs of equal steps")
     for epoch in common:
@@ -134,7 +134,7 @@ def over_epochs(histories: Histories) -> list[EpochConflicts]:
                 means = {seed: run[epoch][kind][measure]["mean"] for seed, run in by_seed.items()}
                 measures[measure] = {seed: math.nan if mean is None else mean for seed, mean in means.items()}
         tasks, samples = kinds.values()
-        found.append(
+        epochs.append(
             EpochConflicts(
                 epoch,
                 {measure: t_interval(list(values.values())) for measure, values in tasks.items()},
@@ -143,7 +143,7 @@ def over_epochs(histories: Histories) -> list[EpochConflicts]:
                 {kind: _percentiles([run[epoch][kind]["cosine"] for run in by_seed.values()]) for kind in kinds},
             )
         )
-    return found
+    return epochs
 
 
 def _percentiles(spreads: Sequence[Mapping[str, Any]]) -> tuple[float, float]:

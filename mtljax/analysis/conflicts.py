@@ -163,11 +163,11 @@ def drawn_conflicts(
     if len(blocks) == 1:
         return SampleConflicts(alone[0], grid[0][0]), which
     rows = [jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), *row) for row in grid]
-    found = SampleConflicts(
+    conflicts = SampleConflicts(
         between_tasks=jax.tree.map(lambda *parts: jnp.concatenate(parts), *alone),
         between_samples=jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-2), *rows),
     )
-    return found, which
+    return conflicts, which
 
 
 @functools.partial(jax.jit, static_argnames="layers")

@@ -44,7 +44,7 @@ def measure(losses_fn: Callable[..., Any], params: PyTree, rest: PyTree, batch: 
       pairs, NaN where a gradient is zero: (examples, pairs of tasks) or (tasks, pairs of examples).
     """
     count = len(jax.tree.leaves(batch)[0])
-    found, tasks = drawn_conflicts(
+    conflicts, tasks = drawn_conflicts(
         losses_fn,
         params,
         rest,
@@ -56,15 +56,15 @@ def measure(losses_fn: Callable[..., Any], params: PyTree, rest: PyTree, batch: 
         argnums=(-1,),
         memory=_MEMORY,
     )
-    return _pairs(found) | {"tasks": tasks}
+    return _pairs(conflicts) | {"tasks": tasks}
 
 
-def summary(tasks: Sequence[str], found: Sequence[Found]) -> dict[str, Any]:
+def summary(tasks: Sequence[str], measured: Sequence[Found]) -> dict[str, Any]:
     """What the looks of an epoch saw.
 
     Args:
       tasks: the sorted names of all tasks.
-      found: from `measure`, on the host.
+      measured: from `measure`, on the host.
 
     Returns:
       By kind ("between_tasks", "between_samples") and measure ("cosine", "magnitude", "sign_conflict") the mean, std,
@@ -72,8 +72,8 @@ def summary(tasks: Sequence[str], found: Sequence[Found]) -> dict[str, Any]:
       by layer, without quantiles; under "task_cosines" the mean cosine of each pair of tasks, for up to 30 tasks.
       None where there was no pair.
     """
-    names = [name for name in found[0] if name != "tasks"]
-    spreads = {name: _spread([each[name] for each in found]) for name in names}
+    names = [name for name in measured[0] if name != "tasks"]
+    spreads = {name: _spread([each[name] for each in measured]) for name in names}
     result: dict[str, Any] = {kind: {m: spreads[f"{kind}/{m}"] for m in MEASURES} for kind in KINDS}
     layers = dict.fromkeys(parts[2] for name in names if len(parts := name.split("/", 2)) == 3)
     result["layers"] = {
@@ -81,7 +81,7 @@ def summary(tasks: Sequence[str], found: Sequence[Found]) -> dict[str, Any]:
         for layer in layers
     }
     if 2 <= len(tasks) <= _MOST_IN_MATRIX:
-        result["tasks"], result["task_cosines"] = list(tasks), _task_cosines(len(tasks), found)
+        result["tasks"], result["task_cosines"] = list(tasks), _task_cosines(len(tasks), measured)
     return result
 
 
@@ -93,7 +93,7 @@ def _is_shared(path: tuple[Any, ...]) -> bool:
 
 
 @jax.jit
-def _pairs(found: SampleConflicts) -> dict[str, jax.Array]:
+def _pairs(conflicts: SampleConflicts) -> dict[str, jax.Array]:
     """The upper triangles, by name."""
 
     def upper(similarity: Similarity) -> dict[str, jax.Array]:
@@ -102,7 +102,7 @@ def _pairs(found: SampleConflicts) -> dict[str, jax.Array]:
         return {m: jnp.where(present, getattr(similarity, m)[..., i, j], jnp.nan) for m in MEASURES}
 
     values = {}
-    for kind, similarities in zip(KINDS, found, strict=True):
+    for kind, similarities in zip(KINDS, conflicts, strict=True):
         values |= {f"{kind}/{m}": each for m, each in upper(similarities.whole).items()}
         for layer, similarity in similarities.layers.items():
             values |= {f"{kind}/{m}/{layer}": each for m, each in upper(similarity).items()}
@@ -123,10 +123,10 @@ def _without_quantiles(spread: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in spread.items() if name != "quantiles"}
 
 
-def _task_cosines(count: int, found: Sequence[Found]) -> list[list[float | None]]:
+def _task_cosines(count: int, measured: Sequence[Found]) -> list[list[float | None]]:
     """The mean cosine of each pair of tasks over examples and looks."""
     sums, pairs = np.zeros((count, count)), np.zeros((count, count))
-    for each in found:
+    for each in measured:
         i, j = np.triu_indices(len(each["tasks"]), 1)
         rows, columns = each["tasks"][i], each["tasks"][j]
         values = np.asarray(each["between_tasks/cosine"], np.float64)

@@ -93,9 +93,11 @@ def surface(
         return losses_fn(jax.tree.map(moved, params, *directions), *args)
 
     grid = itertools.product(coordinates, repeat=len(directions))
-    found = [jax.device_get(losses_at(jnp.asarray(steps))) for steps in grid]
+    losses = [jax.device_get(losses_at(jnp.asarray(steps))) for steps in grid]
     shape = (points,) * len(directions)
-    return Surface(coordinates, {task: np.reshape([each[task] for each in found], shape) for task in sorted(found[0])})
+    return Surface(
+        coordinates, {task: np.reshape([each[task] for each in losses], shape) for task in sorted(losses[0])}
+    )
 
 
 def plot_surface(surface: Surface, title: str = "") -> "Figure":

@@ -64,13 +64,13 @@ def optimizer_pair(summary: Summary, first: str = "", second: str = "") -> tuple
     def one(name: str, start: str) -> str:
         if name and name not in labels:
             raise unknown("optimizer of this study", name, labels)
-        found = [label for label in labels if label == name or (not name and label.startswith(start))]
-        if len(found) != 1:
+        matches = [label for label in labels if label == name or (not name and label.startswith(start))]
+        if len(matches) != 1:
             raise ValueError(
-                f"{len(found)} optimizers of this study begin with {start!r} ({', '.join(labels) or 'it has none'}): "
+                f"{len(matches)} optimizers of this study begin with {start!r} ({', '.join(labels) or 'it has none'}): "
                 "name the two to compare, such as --pair adam 'sgd(momentum=0.9)'"
             )
-        return found[0]
+        return matches[0]
 
     pair = one(first, "adam"), one(second, "sgd")
     if pair[0] == pair[1]:
@@ -122,25 +122,25 @@ def pareto_counts_by_seed(
     for seed in sorted({run.seed for run in runs if run.seed is not None}):
         own = [run for run in runs if run.seed == seed]
         best = _undominated(own)[sense == "other"]
-        for found, optimizer in zip(counts, pair, strict=True):
-            found[seed] = sum(run.optimizer == optimizer for run, is_best in zip(own, best, strict=True) if is_best)
+        for by_seed, optimizer in zip(counts, pair, strict=True):
+            by_seed[seed] = sum(run.optimizer == optimizer for run, is_best in zip(own, best, strict=True) if is_best)
     return counts
 
 
 def bestmethod_rows(summary: Summary, pair: tuple[str, str]) -> dict[str, tuple[Row | None, Row | None]]:
     """By method, its row with each of the two optimizers, the setting chosen on validation; None for none."""
-    found: dict[str, tuple[Row | None, Row | None]] = {}
+    rows: dict[str, tuple[Row | None, Row | None]] = {}
     for name in sorted({row.method for row in method_rows(summary)}):
         own = {row.optimizer: row for row in method_rows(summary) if row.method == name and row.seeds}
-        found[name] = own.get(pair[0]), own.get(pair[1])
-    return found
+        rows[name] = own.get(pair[0]), own.get(pair[1])
+    return rows
 
 
 def claims(summary: Summary, pair: tuple[str, str]) -> list[Claim]:
     """The paper's claims on Adam (the first of the pair) and SGD, each with our paired difference and its verdict."""
     first, second = map(short, pair)
     full, other = (pareto_counts_by_seed(summary, pair, sense) for sense in ("full", "other"))
-    found = [
+    all_claims = [
         claim(f"more runs of {first} than of {second} are Pareto-optimal", *full, paper=_FULL),
         claim(f"more runs of {first} than of {second} are undominated by the other", *other, paper=_OTHER),
     ]
@@ -148,14 +148,14 @@ def claims(summary: Summary, pair: tuple[str, str]) -> list[Claim]:
     both = {name: (a, b) for name, (a, b) in rows.items() if a is not None and b is not None}
     if both:
         a, b = (mean_by_seed(row.delta_m_by_seed for row in own) for own in zip(*both.values(), strict=True))
-        found.append(claim(f"Δm, mean over {len(both)} methods: {first} below {second}", a, b, lower=True))
-    found += claims_by_method(summary, pair)
+        all_claims.append(claim(f"Δm, mean over {len(both)} methods: {first} below {second}", a, b, lower=True))
+    all_claims += claims_by_method(summary, pair)
     adatask, mtl_io = rows.get("adatask", (None,))[0], rows.get("mtl_io", (None,))[-1]
     if adatask is not None and mtl_io is not None:
-        found.append(_below(f"Δm: one {first} a task below one {second} a task", adatask, mtl_io, _PER_TASK))
+        all_claims.append(_below(f"Δm: one {first} a task below one {second} a task", adatask, mtl_io, _PER_TASK))
     if adatask is not None and (plain := rows.get("ew", (None,))[0]) is not None:
-        found.append(_below(f"Δm: one {first} a task below ew with one {first}", adatask, plain, _ADATASK))
-    return found
+        all_claims.append(_below(f"Δm: one {first} a task below ew with one {first}", adatask, plain, _ADATASK))
+    return all_claims
 
 
 def claims_by_method(summary: Summary, pair: tuple[str, str]) -> list[Claim]:

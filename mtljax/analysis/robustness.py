@@ -154,10 +154,10 @@ def robustness_deltas(
     }
 
 
-def _ratios(found: Robustness, task: str, metric: Metric, order: Sequence[str], before_tuning: bool) -> np.ndarray:
+def _ratios(result: Robustness, task: str, metric: Metric, order: Sequence[str], before_tuning: bool) -> np.ndarray:
     """(C, 5): the metric in corrupted over that in clean images, signed so that down is better."""
-    corrupted = np.array([[each[task][metric.name] for each in found.corrupted[name]] for name in order])
-    clean = (found.trained if before_tuning else found.clean)[task][metric.name]
+    corrupted = np.array([[each[task][metric.name] for each in result.corrupted[name]] for name in order])
+    clean = (result.trained if before_tuning else result.clean)[task][metric.name]
     ratios = corrupted / clean if clean else np.full(corrupted.shape, np.nan)
     return -ratios if metric.higher_is_better else ratios
 
@@ -250,8 +250,8 @@ def _metrics(measured: Measured, params: PyTree, images: Any, test: Split) -> Me
         sums = measured.sums(params, measured.encode(params, images[part]), targets, mask)
         totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
     totals = jax.device_get(totals)
-    found = {name: metric_values(task, totals[name]) for name, task in measured.tasks.items()}
-    return jax.tree.map(float, found)
+    values = {name: metric_values(task, totals[name]) for name, task in measured.tasks.items()}
+    return jax.tree.map(float, values)
 
 
 def _batches(count: int) -> list[tuple[np.ndarray, np.ndarray]]:

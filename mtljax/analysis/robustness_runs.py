@@ -146,7 +146,7 @@ def labels(runs: Sequence[Run]) -> dict[Path, str]:
     groups: dict[str, list[Run]] = {}
     for run in multi_task(runs):
         groups.setdefault(run.config.method.name, []).append(run)
-    found, seen = {}, {}
+    by_directory, seen = {}, {}
     for method, members in groups.items():
         configs = [setting(to_dict(run.config)) for run in members]
         fields = sorted({name for config in configs for name in differences(configs[0], config)})
@@ -157,8 +157,8 @@ def labels(runs: Sequence[Run]) -> dict[Path, str]:
                 other = seen[label, run.config.seed]
                 raise ValueError(f"{other} and {run.directory} are the same run, {label} with seed {run.config.seed}")
             seen[label, run.config.seed] = run.directory
-            found[run.directory] = label
-    return found
+            by_directory[run.directory] = label
+    return by_directory
 
 
 def _field(config: Mapping[str, Any], path: str) -> Any:
@@ -189,7 +189,7 @@ def measure_runs(
       ValueError: if a run holds no readable checkpoint.
     """
     config = config or RobustnessConfig()
-    found, left = {}, []
+    results, left = {}, []
     for run in runs:
         network = load(run.directory)
         key = {"protocol": _PROTOCOL, "network": _digest(network), "options": dataclasses.asdict(config)}
@@ -197,11 +197,11 @@ def measure_runs(
         if kept is None:
             left.append((run, network, key))
         else:
-            found[run.directory] = kept
-    if found:
-        line(f"{len(found)} of {len(runs)} runs were measured before: kept (--force measures them again)")
+            results[run.directory] = kept
+    if results:
+        line(f"{len(results)} of {len(runs)} runs were measured before: kept (--force measures them again)")
     if not left:
-        return found
+        return results
     data = _data(runs, config)
     compiled: dict[str, Measured] = {}
     start = time.perf_counter()
@@ -210,10 +210,10 @@ def measure_runs(
         result = _measured(network, data, config, compiled)
         record = {**key, "seconds": round(time.perf_counter() - before, 1), **result._asdict()}
         write_atomically(run.directory / RESULT, json.dumps(finite(record), indent=1) + "\n")
-        found[run.directory] = result
+        results[run.directory] = result
         rest = (time.perf_counter() - start) / done * (len(left) - done)
         line(f"{done} of {len(left)}: {run.directory}, {record['seconds']:.0f} s; about {rest:.0f} s left")
-    return found
+    return results
 
 
 def _data(runs: Sequence[Run], config: RobustnessConfig) -> CorruptedData:

@@ -46,12 +46,12 @@ class Comparison(NamedTuple):
     corruptions: tuple[str, ...]
 
 
-def compare(runs: Sequence[Run], found: Mapping[Path, Robustness]) -> list[Comparison]:
+def compare(runs: Sequence[Run], results: Mapping[Path, Robustness]) -> list[Comparison]:
     """Compares each multi-task method with the single-task runs of the same seeds.
 
     Args:
       runs: from `read_runs`.
-      found: from `measure_runs`.
+      results: from `measure_runs`.
 
     Returns:
       A comparison for each method, in the order of the runs; intervals are Student's over the seeds, at 95%.
@@ -64,9 +64,9 @@ def compare(runs: Sequence[Run], found: Mapping[Path, Robustness]) -> list[Compa
     for label, members in groups.items():
         deltas, before = [], []
         for run in members:
-            others = {task: found[single[task, run.config.seed].directory] for task in run.tasks}
-            deltas.append(robustness_deltas(found[run.directory], others, run.tasks))
-            before.append(robustness_deltas(found[run.directory], others, run.tasks, before_tuning=True))
+            others = {task: results[single[task, run.config.seed].directory] for task in run.tasks}
+            deltas.append(robustness_deltas(results[run.directory], others, run.tasks))
+            before.append(robustness_deltas(results[run.directory], others, run.tasks, before_tuning=True))
         by_task = {task: t_interval([delta[task].mean() for delta in deltas]) for task in members[0].tasks}
         mean, earlier = (
             t_interval([float(np.mean([each.mean() for each in delta.values()])) for delta in several])
@@ -74,7 +74,7 @@ def compare(runs: Sequence[Run], found: Mapping[Path, Robustness]) -> list[Compa
         )
         cells = np.mean([list(delta.values()) for delta in deltas], axis=(0, 1))
         seeds = tuple(sorted(run.config.seed for run in members))
-        corruptions = tuple(found[members[0].directory].corrupted)
+        corruptions = tuple(results[members[0].directory].corrupted)
         comparisons.append(Comparison(label, seeds, by_task, mean, earlier, cells, corruptions))
     return comparisons
 
@@ -86,12 +86,12 @@ def sign(interval: Interval) -> str:
     return "less robust" if interval.low > 0 else "undecided"
 
 
-def averages(runs: Sequence[Run], found: Mapping[Path, Robustness]) -> dict[str, dict[str, tuple[float, float]]]:
+def averages(runs: Sequence[Run], results: Mapping[Path, Robustness]) -> dict[str, dict[str, tuple[float, float]]]:
     """The primary metric by method and task, clean and over all corruptions, means over seeds; single-task first."""
     called = labels(runs)
     values: dict[str, dict[str, list[tuple[float, float]]]] = {"single-task": {}}
     for run in runs:
-        result = found[run.directory]
+        result = results[run.directory]
         for name, task in run.tasks.items():
             metric = task.metrics[0].name
             corrupted = [each[name][metric] for by_severity in result.corrupted.values() for each in by_severity]

@@ -36,8 +36,8 @@ class ScaleInvariance(NamedTuple):
 
     def agreed(self) -> dict[str, int]:
         """By group, the number of steps before the updates differ for the first time; N if they never do."""
-        apart = {group: ~(each <= self.tolerance) for group, each in self.differences.items()}  # NaN is apart
-        return {group: int(np.argmax(each)) if each.any() else len(each) for group, each in apart.items()}
+        differs = {group: ~(each <= self.tolerance) for group, each in self.differences.items()}  # NaN is apart
+        return {group: int(np.argmax(each)) if each.any() else len(each) for group, each in differs.items()}
 
     def verdicts(self) -> dict[str, str]:
         """By group: "invariant" (equal updates at all steps), "not" (not even at the first) or for how long.
@@ -46,9 +46,9 @@ class ScaleInvariance(NamedTuple):
         """
 
         def verdict(group: str, steps: int) -> str:
-            lost = ~np.isfinite(self.differences[group])
-            text = {0: "not", 1: "first step", len(lost): "invariant"}.get(steps, f"first {steps} steps")
-            return f"{text}, not finite from step {int(np.argmax(lost)) + 1} on" if lost.any() else text
+            not_finite = ~np.isfinite(self.differences[group])
+            text = {0: "not", 1: "first step", len(not_finite): "invariant"}.get(steps, f"first {steps} steps")
+            return f"{text}, not finite from step {int(np.argmax(not_finite)) + 1} on" if not_finite.any() else text
 
         return {group: verdict(group, steps) for group, steps in self.agreed().items()}
 
@@ -135,11 +135,11 @@ def scale_invariance(
         compared = {name: _compared(plain, other, [group == name for group in groups]) for name in names}
         return ((left, left_state), (right, right_state)), compared, (plain_losses, other_losses)
 
-    pair, found = ((params, tx.init(params)),) * 2, []
+    pair, records = ((params, tx.init(params)),) * 2, []
     for index in range(count):
         pair, *record = step(pair, batches[index % len(batches)])
-        found.append(record)
-    compared, losses = (jax.device_get([record[i] for record in found]) for i in (0, 1))
+        records.append(record)
+    compared, losses = (jax.device_get([record[i] for record in records]) for i in (0, 1))
     return ScaleInvariance(
         differences={name: np.array([each[name][0] for each in compared]) for name in names},
         norms={name: np.transpose([each[name][1:] for each in compared]) for name in names},
@@ -198,9 +198,9 @@ def plot_scale_invariance(runs: Mapping[str, Mapping[str, ScaleInvariance]], tit
 
 def _traced(losses_fn: Any, params: PyTree, *args: Any, **options: Any) -> TaskGradients:
     """Task gradients of which only the names and the split are known."""
-    found: list[TaskGradients] = []
-    jax.eval_shape(lambda p, a: found.append(task_gradients(losses_fn, p, *a, **options)[1]), params, args)
-    return found[0]
+    traced: list[TaskGradients] = []
+    jax.eval_shape(lambda p, a: traced.append(task_gradients(losses_fn, p, *a, **options)[1]), params, args)
+    return traced[0]
 
 
 def _factors(scales: Mapping[str, float] | Sequence[float], tasks: tuple[str, ...]) -> dict[str, float]:

@@ -97,11 +97,11 @@ def similarities(grads: TaskGradients | PyTree) -> Similarities:
     return pairwise(leaves, leaves, names)
 
 
-def spread(found: Similarity | Sequence[Similarity]) -> dict[str, Spread]:
+def spread(similarity: Similarity | Sequence[Similarity]) -> dict[str, Spread]:
     """Mean, standard deviation, 2.5 and 97.5 percentile of each measure over all pairs of different gradients.
 
     Args:
-      found: one similarity, or those of several steps, which are put together.
+      similarity: one similarity, or those of several steps, which are put together.
 
     Returns:
       By measure: "cosine", "magnitude", "sign_conflict".
@@ -109,11 +109,11 @@ def spread(found: Similarity | Sequence[Similarity]) -> dict[str, Spread]:
     Raises:
       ValueError: if it is given something else, such as both kinds or all layers together.
     """
-    several = [found] if isinstance(found, Similarity) else list(found)
+    several = [similarity] if isinstance(similarity, Similarity) else list(similarity)
     if not all(isinstance(each, Similarity) for each in several):
         raise ValueError("spread takes the similarities of whole gradients or of a layer: found.between_tasks.whole")
 
-    def of(measure: str) -> Spread:
+    def spread_of(measure: str) -> Spread:
         parts = [np.zeros(0)]
         for each in several:
             values, present = np.asarray(getattr(each, measure), np.float64), np.asarray(each.present)
@@ -121,7 +121,7 @@ def spread(found: Similarity | Sequence[Similarity]) -> dict[str, Spread]:
             parts.append(values[present & upper])
         return summed_up(np.concatenate(parts))
 
-    return {measure: of(measure) for measure in MEASURES}
+    return {measure: spread_of(measure) for measure in MEASURES}
 
 
 def summed_up(values: np.ndarray) -> Spread:
@@ -148,7 +148,7 @@ def pairwise(left: list[jax.Array], right: list[jax.Array], names: tuple[str, ..
     """Pairs of M and N gradients in leaves (M, *shape) and (N, *shape); `same` when they are the same ones."""
     products = [_products(a, b, same) for a, b in zip(left, right, strict=True)]
     layers = {
-        name: _similarity([each for each, of in zip(products, names, strict=True) if of == name], same)
+        name: _similarity([each for each, layer in zip(products, names, strict=True) if layer == name], same)
         for name in dict.fromkeys(names)
     }
     return Similarities(_similarity(products, same), layers)

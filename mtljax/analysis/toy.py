@@ -150,9 +150,9 @@ def run_toy(method: str, optimizer: str, config: ToyConfig) -> ToyResult:
     goal = threshold(config.scale)
 
     def step(x: jax.Array, state: Any, rate: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
-        found, grads = task_gradients(losses, x, config.scale)
-        update, state = tx.update(grads, state, x, losses=found)
-        return x - rate * update, state, (found["first"] + found["second"]) / 2
+        task_losses, grads = task_gradients(losses, x, config.scale)
+        update, state = tx.update(grads, state, x, losses=task_losses)
+        return x - rate * update, state, (task_losses["first"] + task_losses["second"]) / 2
 
     @jax.jit
     def advance(carry: Any, until: jax.Array, rates: jax.Array) -> Any:

@@ -51,7 +51,7 @@ def ablate(options: argparse.Namespace, overrides: list[str]) -> int:
             signal_name = str(interrupted) or "SIGINT"
             print(f"{signal_name}: finished cells are kept in {directory}; continue with: {command}", file=sys.stderr)
             return INTERRUPTED[signal_name]
-    return _found(directory, command, len(records), time.perf_counter() - start)
+    return _report(directory, command, len(records), time.perf_counter() - start)
 
 
 def _flags(options: argparse.Namespace) -> list[str]:
@@ -67,18 +67,18 @@ def _flags(options: argparse.Namespace) -> list[str]:
 def _dry_run(study: Any, directory: Path, options: argparse.Namespace) -> int:
     """Says what a study would do, and how long it would take."""
     strategy, _ = find_strategy(options.strategy)
-    found = plan(study, directory, jobs=options.jobs, yes=options.yes, retry_failed=options.retry_failed)
+    planned = plan(study, directory, jobs=options.jobs, yes=options.yes, retry_failed=options.retry_failed)
     out = console(100)
-    out.print(cell_table(found))
-    count = len(by_structure(found.left))
+    out.print(cell_table(planned))
+    count = len(by_structure(planned.left))
     out.print(
-        f"{len(found.cells)} cells, {len(found.left)} left to run; they share {count} programs, each compiled once",
+        f"{len(planned.cells)} cells, {len(planned.left)} left to run; they share {count} programs, each compiled once",
         highlight=False,
         soft_wrap=True,
     )
-    if not found.done and found.left:
+    if not planned.done and planned.left:
         print("timing a few steps of each program; large networks take minutes to compile", file=sys.stderr)
-    left = estimate(found)
+    left = estimate(planned)
     several = (options.jobs or os.cpu_count() or 1) if strategy in ("processes", "ray") else 1
     text = f"time left: unknown ({left.source})"
     if left.seconds is not None:
@@ -94,7 +94,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _found(directory: Path, command: str, cells: int, seconds: float) -> int:
+def _report(directory: Path, command: str, cells: int, seconds: float) -> int:
     """Writes the report of a study and prints what it says."""
     page = write_report(directory)
     records, _ = read_cells(directory)
@@ -106,8 +106,8 @@ def _found(directory: Path, command: str, cells: int, seconds: float) -> int:
     out.print(verdict(summary), highlight=False)
     failed = sum(record["status"] != "finished" for record in records)
     if failed:
-        again = f"to run them again: {command} --retry-failed"
-        out.print(f"{failed} cells failed and are kept as such; {again}", highlight=False, soft_wrap=True)
+        retry = f"to run them again: {command} --retry-failed"
+        out.print(f"{failed} cells failed and are kept as such; {retry}", highlight=False, soft_wrap=True)
     out.print(f"{cells} cells, {seconds:.0f} s in this call", highlight=False)
     out.print(f"report:      {page}\nraw results: {directory / 'results.csv'}", highlight=False, soft_wrap=True)
     return 1 if failed else 0

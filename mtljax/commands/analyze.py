@@ -114,12 +114,12 @@ def robustness(options: argparse.Namespace, overrides: list[str]) -> int:
     given = {name: getattr(options, name) for name in fields}
     config = robustness_runs.RobustnessConfig(**{name: value for name, value in given.items() if value is not None})
     runs = robustness_runs.read_runs(options.runs)
-    found = robustness_runs.measure_runs(
+    results = robustness_runs.measure_runs(
         runs, config, force=options.force, line=lambda text: print(text, file=sys.stderr)
     )
-    comparisons = robustness_verdict.compare(runs, found)
+    comparisons = robustness_verdict.compare(runs, results)
     out = console(130)
-    out.print(_metrics(robustness_verdict.averages(runs, found)))
+    out.print(_metrics(robustness_verdict.averages(runs, results)))
     tasks = list(dict.fromkeys(task for each in comparisons for task in each.tasks))
     table = Table(title="δ against single-task runs of the same seed: below 0 the multi-task runs are more robust")
     for column in ("method", "seeds", *tasks, "mean", "mean, clean metrics before tuning"):

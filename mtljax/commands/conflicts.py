@@ -49,8 +49,8 @@ def conflicts(options: argparse.Namespace, overrides: list[str]) -> int:
             directories.append(_trained(given, overrides) if Path(given).suffix == ".py" else Path(given))
     except (StudyInterruptedError, KeyboardInterrupt) as interrupted:
         signal_name = str(interrupted) or "SIGINT"
-        again = shlex.join(["mtljax", "analyze", "conflicts", *options.runs, *overrides])
-        print(f"{signal_name}: finished runs are kept; continue with: {again}", file=sys.stderr)
+        command = shlex.join(["mtljax", "analyze", "conflicts", *options.runs, *overrides])
+        print(f"{signal_name}: finished runs are kept; continue with: {command}", file=sys.stderr)
         return INTERRUPTED[signal_name]
     groups = read_runs(directories)
     show(groups, options.figure)
@@ -65,24 +65,24 @@ def show(groups: Mapping[str, Histories], figure: str | None = None) -> None:
       groups: log records by seed, by what was trained.
       figure: the file to draw into.
     """
-    found = {name: over_epochs(histories) for name, histories in groups.items()}
+    by_name = {name: over_epochs(histories) for name, histories in groups.items()}
     out = console(190)
-    out.print(_table(found, {name: len(histories) for name, histories in groups.items()}))
+    out.print(_table(by_name, {name: len(histories) for name, histories in groups.items()}))
     out.print(
         "Means over seeds ± half of their 95% intervals, between tasks on one example and between examples for one "
         "task; difference: the first minus the second, paired by seed.",
         highlight=False,
     )
     out.print("Claim: magnitudes are less alike between tasks than between examples, in every epoch.", highlight=False)
-    for name, epochs in found.items():
+    for name, epochs in by_name.items():
         out.print(f"  {name}: {magnitude_verdict(epochs)}", highlight=False)
     out.print("Claim: angles show no such order. In the last epoch 95% of the cosines lie", highlight=False)
-    for name, epochs in found.items():
+    for name, epochs in by_name.items():
         tasks, samples = (f"from {low:.2f} to {high:.2f}" for low, high in epochs[-1].cosines.values())
         out.print(f"  {name}: {tasks} between tasks, {samples} between examples", highlight=False)
-    out.print(f"  all together: {angle_verdict(found.values())}", highlight=False)
+    out.print(f"  all together: {angle_verdict(by_name.values())}", highlight=False)
     out.print("Claim: the share of coordinates with opposite signs is similar.", highlight=False)
-    out.print(f"  all together: {sign_verdict(found.values())}", highlight=False)
+    out.print(f"  all together: {sign_verdict(by_name.values())}", highlight=False)
     out.print(f"{MAGNITUDE_RULE}\n{ANGLE_RULE}\n{SIGN_RULE}", highlight=False, style="dim")
     if figure is not None:
         epochs = {name: by_epoch(list(histories.values())) for name, histories in groups.items()}
@@ -118,14 +118,14 @@ def _trained(path: str, overrides: list[str]) -> Path:
     return directory
 
 
-def _table(found: Mapping[str, list[EpochConflicts]], seeds: Mapping[str, int]) -> Table:
+def _table(by_name: Mapping[str, list[EpochConflicts]], seeds: Mapping[str, int]) -> Table:
     table = Table(title="how alike gradients of single examples are, over the shared parameters")
     for column in ("trained", "seeds", "epoch"):
         table.add_column(column)
     for measure in _MEASURES.values():
         for column in (f"{measure}:\ntasks", "\nexamples", "\ndifference"):
             table.add_column(column, justify="right", no_wrap=True)
-    for name, epochs in found.items():
+    for name, epochs in by_name.items():
         for epoch in epochs:
             row = [name, str(seeds[name]), f"{epoch.epoch:g}"]
             for measure in _MEASURES:

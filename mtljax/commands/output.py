@@ -22,8 +22,8 @@ def metrics_table(splits: dict[str, dict[str, dict[str, float]]]) -> Table:
     """Metrics by split, task and name, a row a task."""
     table = Table()
     table.add_column("task")
-    found = ((split, m) for split, tasks in splits.items() for values in tasks.values() for m in values)
-    columns = list(dict.fromkeys(found))
+    pairs = ((split, m) for split, tasks in splits.items() for values in tasks.values() for m in values)
+    columns = list(dict.fromkeys(pairs))
     for split, metric in columns:
         table.add_column(f"{split} {metric}", justify="right")
     for task in next(iter(splits.values())):

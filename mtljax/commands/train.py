@@ -30,17 +30,19 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
     parts = (config.name, config.method.name, *config.tasks, f"seed{config.seed}")
     workdir = Path(options.workdir or f"runs/{'-'.join(parts)}")
     several = distributed_flags(options)
-    again = shlex.join(["mtljax", "train", options.config, "--workdir", str(workdir), "--resume", *several, *overrides])
-    how = f"continue with: {again}" if config.checkpoints else "it kept no checkpoints"
-    lost = f"the run in {workdir} lost another of its processes and cannot go on alone; {how}"
-    with several_processes(options, lost):
+    command = shlex.join(
+        ["mtljax", "train", options.config, "--workdir", str(workdir), "--resume", *several, *overrides]
+    )
+    advice = f"continue with: {command}" if config.checkpoints else "it kept no checkpoints"
+    message = f"the run in {workdir} lost another of its processes and cannot go on alone; {advice}"
+    with several_processes(options, message):
         title = f"{config.name} {config.method.name}"
         shown = bar(title) if processes.is_main() else contextlib.nullcontext(Progress())
         with shown as progress, engine_line(config.method.name, progress.line):
             result = loop.train(config, workdir=workdir, resume=options.resume, progress=progress, probe=sample_probe)
     if result.interrupted:
         if processes.is_main():
-            print(f"{result.interrupted}: stopped at step {result.steps} of {workdir}; {how}", file=sys.stderr)
+            print(f"{result.interrupted}: stopped at step {result.steps} of {workdir}; {advice}", file=sys.stderr)
         return INTERRUPTED[result.interrupted]
     if not processes.is_main():
         return 0

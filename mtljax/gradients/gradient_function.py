@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import arguments
@@ -100,7 +99,8 @@ class GradientFunction:
         if self.regularizer is not None:
             regularizer = self.regularizer
             term = jax.grad(lambda p: regularizer(arguments.merged(p, params)))(trained)
-            gradient = jax.tree.map(jnp.add, gradient, term)
+            mask = arguments.trainable_mask(self.options["trainable"], trained)
+            gradient = jax.tree.map(lambda g, t, train: g + t if train else g, gradient, term, mask)
         return losses, tuple(every_aux), gradient, method_state
 
     def _plain(self, params: PyTree) -> tuple[Callable[..., Any], PyTree, Callable[..., Any]]:
@@ -110,6 +110,8 @@ class GradientFunction:
             return losses_fn, params, lambda gradient, every_aux: (gradient, every_aux)
         from flax import nnx
 
+        if self.options["mode"] == "features":
+            raise ValueError('mode="features" splits functions of parameters, not an nnx.Module: use another mode')
         module = params
         graph, trained, state, rest = _split(module, self.wrt)
         treedef = jax.tree.structure(state)
@@ -183,8 +185,9 @@ def value_and_grad(
       axis_name: name of a pmap, shard_map or vmap axis to average over, as there.
       reduce: how, as there.
       has_aux: whether `losses_fn` returns `(losses, aux)`.
-      regularizer: a function of params whose gradient is added behind the method: the place for an L2 penalty and
-        other terms that belong to no task. Inside the losses, it would make every parameter shared.
+      regularizer: a function of params (of a module, its parameters as nested dicts) to a scalar, whose gradient is
+        added behind the method: the place for an L2 penalty and other terms that belong to no task. Inside the losses,
+        it would make every parameter shared.
       wrt: for an `nnx.Module` in the place of params, which of its variables have a gradient, as in
         `nnx.value_and_grad`; None for `nnx.Param`.
 

@@ -17,18 +17,18 @@ def signature(name: str) -> str:
 def markdown() -> str:
     """The catalogue as Markdown: what each method costs, and which properties the tests found."""
     names = methods.names()
-    costs, found = [], []
+    costs, properties = [], []
     for name in names:
         method = methods.describe(name)
         paper = f"[{method.paper}](https://arxiv.org/abs/{method.paper})" if method.paper[0].isdigit() else method.paper
         costs.append([f"`{signature(name)}`", method.family, method.needs, method.backward_passes, paper])
         marks = ("✓" if prop in method.properties else "" for prop in methods.PROPERTIES)
-        found.append([f"`{name}`", *marks])
+        properties.append([f"`{name}`", *marks])
     return "\n".join(
         [
             markdown_table(["method", "family", "needs", "backward passes", "paper"], costs),
             "",
-            markdown_table(["method", *methods.PROPERTIES], found),
+            markdown_table(["method", *methods.PROPERTIES], properties),
             "",
             *(f"- *{prop}*: {meaning}" for prop, meaning in methods.PROPERTIES.items()),
             "",

@@ -93,14 +93,14 @@ def _of_two(cosine: jax.Array, norms: jax.Array, c: jax.typing.ArrayLike) -> tup
     live = norms >= jnp.finfo(norms.dtype).tiny
     lengths, sign = normalised(norms)[0], jnp.array([1, -1], norms.dtype)
     both = jnp.prod(lengths)
-    apart = 1 - jnp.clip(cosine, -1, 1)  # differences are taken so that nothing cancels between near gradients
-    radius = jnp.asarray(c, norms.dtype) * jnp.sqrt((lengths[0] - lengths[1]) ** 2 + 2 * (2 - apart) * both) / 2
-    distance = jnp.sqrt((lengths[0] - lengths[1]) ** 2 + 2 * apart * both)
-    across = lengths[::-1] - lengths + apart * lengths
+    gap = 1 - jnp.clip(cosine, -1, 1)  # differences are taken so that nothing cancels between near gradients
+    radius = jnp.asarray(c, norms.dtype) * jnp.sqrt((lengths[0] - lengths[1]) ** 2 + 2 * (2 - gap) * both) / 2
+    distance = jnp.sqrt((lengths[0] - lengths[1]) ** 2 + 2 * gap * both)
+    across = lengths[::-1] - lengths + gap * lengths
     excess = (lengths[0] - lengths[1]) * jnp.sum(lengths) / 2  # (g_1 - g_2).g_0
     alone = jnp.where(jnp.all(live), sign * excess + radius * across[::-1] <= 0, live)
     along = jnp.clip(excess / jnp.where(radius * distance > 0, radius * distance, 1), -1, 1)
-    width = distance * jnp.sqrt(apart * (2 - apart + rounding(norms)))
+    width = distance * jnp.sqrt(gap * (2 - gap + rounding(norms)))
     alike = jnp.sqrt(1 - along**2) * across / jnp.where(width > 0, width, 1)
     alike = alike - sign * along * lengths / jnp.where(distance > 0, distance, 1)
     count = jnp.sum(alone)

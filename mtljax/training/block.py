@@ -205,13 +205,13 @@ def train_block(
             if not evaluating:
                 continue
             if configs[0].test_curve:
-                for run, found in zip(runs, evaluated(stacked.params, stacked.model_state, "test"), strict=True):
+                for run, metrics in zip(runs, evaluated(stacked.params, stacked.model_state, "test"), strict=True):
                     if run.runs:
-                        run.log.write(evaluation_record(program, "test_curve", step, found, share()))
+                        run.log.write(evaluation_record(program, "test_curve", step, metrics, share()))
             better = np.zeros(len(padded), bool)
-            for i, found in enumerate(evaluated(stacked.params, stacked.model_state, "validation")):
+            for i, metrics in enumerate(evaluated(stacked.params, stacked.model_state, "validation")):
                 if runs[i].runs:
-                    better[i] = _select(program, runs[i], step, found, share())
+                    better[i] = _select(program, runs[i], step, metrics, share())
             best = block.keep(better, (stacked.params, stacked.model_state), best)
         interrupted = interrupted if any(run.runs for run in runs) else None
 
@@ -252,15 +252,15 @@ def _log_training(program: Program, run: _Run, step: int, monitor: Monitor, weig
     run.log.write(train_record(program, step, monitor, weights, seconds))
 
 
-def _select(program: Program, run: _Run, step: int, found: Metrics, seconds: float) -> bool:
+def _select(program: Program, run: _Run, step: int, metrics: Metrics, seconds: float) -> bool:
     """Logs a validation; says whether the network is the best of its run so far."""
-    run.log.write(evaluation_record(program, "validation", step, found, seconds))
+    run.log.write(evaluation_record(program, "validation", step, metrics, seconds))
     try:
-        check_evaluation(found, step)
+        check_evaluation(metrics, step)
     except NonFiniteLossError as error:
         run.error = error
         return False
-    value = score(program, found)
+    value = score(program, metrics)
     better = value > run.score or not run.best_step
     if better:
         run.score, run.best_step = value, step

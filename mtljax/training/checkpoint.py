@@ -109,12 +109,12 @@ def restore_best(
     """
     network = {"params": like, "model_state": model_state}
     if step is None:
-        found = _restore_newest(checkpoints, checkpoints.best, "network", network)
+        restored = _restore_newest(checkpoints, checkpoints.best, "network", network)
     else:
-        found = (
+        restored = (
             _restore(checkpoints, checkpoints.best, "network", network, step) if has_best(checkpoints, step) else None
         )
-    return None if found is None else (found["params"], found["model_state"])
+    return None if restored is None else (restored["params"], restored["model_state"])
 
 
 def has_best(checkpoints: Checkpoints, step: int) -> bool:

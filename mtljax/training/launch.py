@@ -24,7 +24,7 @@ def distributed_flags(options: argparse.Namespace) -> list[str]:
 
 
 @contextlib.contextmanager
-def several_processes(options: argparse.Namespace, lost: str) -> Iterator[None]:
+def several_processes(options: argparse.Namespace, message: str) -> Iterator[None]:
     """Joins the other processes, if there are any; when one is lost, this one ends with a sentence."""
     if options.distributed is None:
         if options.num_processes is not None or options.process_id is not None:
@@ -32,7 +32,7 @@ def several_processes(options: argparse.Namespace, lost: str) -> Iterator[None]:
         yield
         return
     processes.join(options.distributed or None, options.num_processes, options.process_id)
-    sentence = f"mtljax: process {processes.index()}: {lost}"
+    sentence = f"mtljax: process {processes.index()}: {message}"
     processes.say_before_abort(sentence)
     try:
         yield
@@ -45,13 +45,13 @@ def several_processes(options: argparse.Namespace, lost: str) -> Iterator[None]:
 @contextlib.contextmanager
 def engine_line(method: str, line: Callable[[str], None]) -> Iterator[None]:
     """Shows, once, how the step computes the gradients of a method that needs one a task."""
-    said: set[str] = set()
+    shown: set[str] = set()
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             text = record.getMessage()
-            if text not in said:
-                said.add(text)
+            if text not in shown:
+                shown.add(text)
                 line(text)
 
     log, handler = logging.getLogger("mtljax"), Lines()

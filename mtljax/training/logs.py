@@ -80,7 +80,7 @@ class RunLog:
             write_atomically(path, "".join(_line(record) for record in self.records))
             self._file = path.open("a", encoding="utf-8")
         except OSError as error:
-            self._lost(error)
+            self._stop_writing(error)
         if tensorboard:
             self._tensorboard = _tensorboard_writer(workdir, until)
 
@@ -92,7 +92,7 @@ class RunLog:
                 self._file.write(_line(record))
                 self._file.flush()
             except OSError as error:
-                self._lost(error)
+                self._stop_writing(error)
         if self._tensorboard is not None:
             for name, value in _scalars(record):
                 self._tensorboard.add_scalar(f"{record['split']}/{name}", value, record["step"])
@@ -103,11 +103,11 @@ class RunLog:
             try:
                 self._file.close()
             except OSError as error:
-                self._lost(error)
+                self._stop_writing(error)
         if self._tensorboard is not None:
             self._tensorboard.close()
 
-    def _lost(self, error: OSError) -> None:
+    def _stop_writing(self, error: OSError) -> None:
         self._warn(f"cannot write {METRICS} ({error.strerror}); the run goes on without its log")
         self._file = None
 
@@ -133,13 +133,13 @@ def _scalars(record: Record) -> list[tuple[str, float]]:
     return scalars + list(_means(record.get("probe"), ""))
 
 
-def _means(found: Any, path: str) -> Iterator[tuple[str, float]]:
+def _means(measured: Any, path: str) -> Iterator[tuple[str, float]]:
     """What a probe has the mean of, at any depth."""
-    if not isinstance(found, dict):
+    if not isinstance(measured, dict):
         return
-    if found.get("mean") is not None:
-        yield path, found["mean"]
-    for name, inner in found.items():
+    if measured.get("mean") is not None:
+        yield path, measured["mean"]
+    for name, inner in measured.items():
         yield from _means(inner, f"{path}/{name}" if path else name)
 
 

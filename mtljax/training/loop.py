@@ -149,9 +149,9 @@ def _begin(
 ) -> _Start:
     """Prepares the workdir and restores what is in it; the stack closes log and checkpoints."""
     if directory is not None:
-        news = prepare(directory, config, data.spec, resume=resume)
-        if news:
-            progress.line(f"goes on with {', '.join(news)}")
+        changes = prepare(directory, config, data.spec, resume=resume)
+        if changes:
+            progress.line(f"goes on with {', '.join(changes)}")
     checkpoints = None
     if directory is not None and config.checkpoints:
         checkpoints = ckpt.open_checkpoints(directory, progress.line)
@@ -171,8 +171,8 @@ def _shared(start: _Start | None, state: TrainState) -> _Start:
     if processes.alone():
         assert start is not None
         return start
-    found = None if start is None else (start.log.records, start.best and (start.best.score, start.best.step))
-    records, best = json.loads(processes.text_from_main(json.dumps(found)))
+    shared = None if start is None else (start.log.records, start.best and (start.best.score, start.best.step))
+    records, best = json.loads(processes.text_from_main(json.dumps(shared)))
     if start is None:
         log = RunLog(None, lambda text: None, tensorboard=False, until=None)
         log.records.extend(records)
@@ -202,9 +202,9 @@ def _run(
     stopped, stop, together = stops_early(config, log, program), None, True
 
     def evaluated(params: PyTree, model_state: PyTree, name: str) -> Metrics:
-        found = evaluate(program.evaluation, params, model_state, splits[name])
+        values = evaluate(program.evaluation, params, model_state, splits[name])
         # One process's numbers for all: what is decided from them must not differ by a rounding error.
-        return jax.tree.map(float, processes.from_main(found))
+        return jax.tree.map(float, processes.from_main(values))
 
     def save() -> None:
         if checkpoints is not None:
@@ -241,18 +241,18 @@ def _run(
                 state = state._replace(monitor=parallel.place(jax.device_get(restarted(monitor)), devices))
             if evaluating:
                 params, model_state = parallel.fetch((state.params, state.model_state), devices)
-                found = evaluated(params, model_state, "validation")
-                log.write(evaluation_record(program, "validation", step, found, time.perf_counter() - start))
+                measured = evaluated(params, model_state, "validation")
+                log.write(evaluation_record(program, "validation", step, measured, time.perf_counter() - start))
                 if config.test_curve:
                     seen = evaluated(params, model_state, "test")
                     log.write(evaluation_record(program, "test_curve", step, seen, time.perf_counter() - start))
-                check_evaluation(found, step, checkpoints=checkpoints is not None)
-                value = score(program, found)
+                check_evaluation(measured, step, checkpoints=checkpoints is not None)
+                value = score(program, measured)
                 if best is None or value > best.score:
                     best = Best(value, step, params, model_state)
                     if checkpoints is not None:
                         ckpt.save_best(checkpoints, step, params, model_state)
-                progress.line(epoch_line(program, step, total, found, timer))
+                progress.line(epoch_line(program, step, total, measured, timer))
                 save()
                 stopped = stops_early(config, log, program)
                 timer.resume()

@@ -143,15 +143,15 @@ def by_task(options: Mapping[str, Any], tasks: Iterable[str], what: str) -> dict
       ValueError: if a dict names other tasks.
     """
     names = sorted(tasks)
-    found = dict(options)
+    values = dict(options)
     for key, value in options.items():
         if key == "base_options" and isinstance(value, Mapping):
-            found[key] = by_task(value, names, "the base method")
+            values[key] = by_task(value, names, "the base method")
         elif isinstance(value, Mapping):
             if sorted(value) != names:
                 raise ValueError(f"option {key} of {what} is for {sorted(value)}, but the tasks are {names}")
-            found[key] = [value[name] for name in names]
-    return found
+            values[key] = [value[name] for name in names]
+    return values
 
 
 def numbers(value: Any) -> int | None:

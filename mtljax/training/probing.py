@@ -77,7 +77,7 @@ class Prober:
         self._warn = warn
         self._every = config.probe_every if processes.is_main() else 0  # one process looks, and writes
         self._order: tuple[int, Any] = (-1, None)
-        self._found: dict[int, Found] = {}  # by step
+        self._measured: dict[int, Found] = {}  # by step
 
     def due(self, step: int) -> bool:
         """Whether to look before the update that follows `step` updates."""
@@ -100,32 +100,35 @@ class Prober:
         chosen = np.random.default_rng((config.seed, step)).choice(indices, count, replace=False)
         key = jax.random.fold_in(jax.random.PRNGKey(config.seed), step)
         examples = take(self._data.splits["train"], np.sort(chosen))
-        found = self._probe.measure(self._program.losses, *network, examples, key)
-        self._found[step] = jax.block_until_ready(found)  # so that its time is not taken for that of the next step
+        measured = self._probe.measure(self._program.losses, *network, examples, key)
+        # Waits so that its time is not taken for that of the next step.
+        self._measured[step] = jax.block_until_ready(measured)
 
     def write(self, log: RunLog, step: int, seconds: float) -> None:
         """Writes the record of what was gathered, if anything was, and starts anew."""
-        if not self._found:
+        if not self._measured:
             return
         assert self._probe is not None
-        found = jax.device_get([self._found[at] for at in sorted(self._found)])
-        self._found = {}
+        measured = jax.device_get([self._measured[at] for at in sorted(self._measured)])
+        self._measured = {}
         record = {
             "step": step,
             "epoch": step / self._program.steps_per_epoch,
             "split": "probe",
-            "probe": {"looks": len(found)} | self._probe.summary(sorted(self._program.tasks), found),
+            "probe": {"looks": len(measured)} | self._probe.summary(sorted(self._program.tasks), measured),
             "seconds": round(seconds, 3),
         }
         log.write(record)
 
     def save(self) -> None:
         """Keeps what is gathered for a run that resumes from the checkpoint written now."""
-        if self._path is None or not self._found:  # what an older checkpoint may still need stays
+        if self._path is None or not self._measured:  # what an older checkpoint may still need stays
             return
         temporary = self._path.with_name(f".{GATHERED}.{os.getpid()}")
         try:
-            arrays = {f"{step}/{name}": array for step, found in self._found.items() for name, array in found.items()}
+            arrays = {
+                f"{step}/{name}": array for step, measured in self._measured.items() for name, array in measured.items()
+            }
             with temporary.open("wb") as file:
                 np.savez(file, **jax.device_get(arrays))
             os.replace(temporary, self._path)
@@ -144,13 +147,13 @@ class Prober:
                 for name in arrays.files:
                     at, _, rest = name.partition("/")
                     if first <= int(at) < step:
-                        self._found.setdefault(int(at), {})[rest] = arrays[name]
+                        self._measured.setdefault(int(at), {})[rest] = arrays[name]
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            self._found = {}
+            self._measured = {}
             self._warn(f"{GATHERED} is damaged ({type(error).__name__}): this epoch's probe starts from step {step}")
 
 
 def network(state: TrainState, devices: parallel.Devices) -> tuple[PyTree, PyTree]:
     """What a probe reads of a state, on one device: parameters, and the rest that the losses need."""
-    found = state.params, (state.model_state, state.loss_scales)
-    return found if len(devices.every) == 1 else parallel.fetch(found, devices)  # a copy where there are several
+    pair = state.params, (state.model_state, state.loss_scales)
+    return pair if len(devices.every) == 1 else parallel.fetch(pair, devices)  # a copy where there are several

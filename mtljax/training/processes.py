@@ -126,12 +126,12 @@ def from_main(tree: PyTree) -> PyTree:
     # As integers: adding zeros, which is how a broadcast is made, would turn -0.0 into 0.0.
     data = b"".join(leaf.tobytes() for leaf in leaves)
     received = _broadcast(data).tobytes()
-    found, start = [], 0
+    arrays, start = [], 0
     for leaf in leaves:
         stop = start + leaf.nbytes
-        found.append(np.frombuffer(received[start:stop], leaf.dtype).reshape(leaf.shape).copy())
+        arrays.append(np.frombuffer(received[start:stop], leaf.dtype).reshape(leaf.shape).copy())
         start = stop
-    return jax.tree.unflatten(treedef, found)
+    return jax.tree.unflatten(treedef, arrays)
 
 
 def text_from_main(text: str) -> str:

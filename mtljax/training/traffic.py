@@ -24,14 +24,14 @@ def collective_bytes(text: str, devices: int) -> dict[str, int]:
     Returns:
       Bytes by kind; their sum is the traffic.
     """
-    found = {"all-reduce": 0, "reduce-scatter": 0, "all-gather": 0}
+    totals = {"all-reduce": 0, "reduce-scatter": 0, "all-gather": 0}
     for result, kind, start in _COLLECTIVE.findall(text):
         arrays = [_size(*shape) for shape in _SHAPE.findall(result)]
         if start and kind == "all-gather":  # asynchronous: (what goes in, what comes out)
             arrays = arrays[len(arrays) // 2 :]
         # The result of a reduce-scatter is one device's part.
-        found[kind] += sum(arrays) * {"all-reduce": 2, "reduce-scatter": devices, "all-gather": 1}[kind]
-    return found
+        totals[kind] += sum(arrays) * {"all-reduce": 2, "reduce-scatter": devices, "all-gather": 1}[kind]
+    return totals
 
 
 def _size(dtype: str, bits: str, shape: str) -> int:

@@ -62,7 +62,7 @@ def prepare(workdir: Path, config: TrainConfig, spec: Mapping[str, Any], *, resu
       ValueError: if the directory holds another run, or this run and `resume` is false, or cannot be made.
     """
     path = workdir / CONFIG
-    resumed, news = [], []
+    resumed, changes = [], []
     if path.is_file():
         changed = differences(_read(path)["config"], to_dict(config))
         if not resume:
@@ -80,7 +80,7 @@ def prepare(workdir: Path, config: TrainConfig, spec: Mapping[str, Any], *, resu
                 f"{workdir} cannot be resumed with other epochs: they set optimizer.schedule, which is not constant"
             )
         before = json.loads(path.read_text())
-        news = [f"{name} {before['config'].get(name)} -> {to_dict(config)[name]}" for name in changed]
+        changes = [f"{name} {before['config'].get(name)} -> {to_dict(config)[name]}" for name in changed]
         resumed = [*before.get("resumed", []), {key: before.get(key) for key in environment()}]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def prepare(workdir: Path, config: TrainConfig, spec: Mapping[str, Any], *, resu
         write_atomically(path, json.dumps(record, indent=2) + "\n")
     except OSError as error:
         raise ValueError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
-    return news
+    return changes
 
 
 def finished(workdir: Path, config: Mapping[str, Any]) -> bool:

@@ -287,7 +287,10 @@ def test_the_expected_choice_agrees_with_all_subsets(grid, count):
 def test_scalarization_is_compared_at_the_budget_of_each_method_too(point):
     summary = summarize(with_scalarization(point, 0.85, {"ew": 0.9, "cagrad": 0.88, "mgda": 0.80}))
     found = {entry.row.method: entry for entry in at_equal_budget(summary)}
-    assert {name: (entry.settings, entry.of) for name, entry in found.items()} == {"cagrad": (2, 9), "mgda": (2, 9)}
+    assert {name: (entry.settings, entry.tuned_settings) for name, entry in found.items()} == {
+        "cagrad": (2, 9),
+        "mgda": (2, 9),
+    }
     # of two settings at random the best on validation, 5 points worse on test, is one with probability 2 / 9
     tuned = next(row for row in summary.rows if row.role == SCALARIZATION)
     others = np.mean([c.delta_m.mean for c in tuned.candidates if not c.chosen])

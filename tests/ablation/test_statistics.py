@@ -157,7 +157,7 @@ def test_runs_that_do_not_depend_on_the_seed_are_neither_better_nor_worse(synthe
     rows = {row.method: row for row in summary.rows}
     fixed, noisy = compare([(rows["fixed"], rows["ew"]), (rows["noisy"], rows["ew"])])
     assert math.isnan(fixed.p_corrected)
-    assert (fixed.found, fixed.beats, noisy.found, noisy.beats) == ("", False, "better", True)
+    assert (fixed.outcome, fixed.beats, noisy.outcome, noisy.beats) == ("", False, "better", True)
     assert noisy.p_corrected == noisy.difference.p_value  # one comparison is tested, not two
     first = verdict(summary).split("\n")[0]
     assert "No difference shown: fixed \N{MINUS SIGN}20.00 (no spread over the seeds)." in first

@@ -300,9 +300,9 @@ def test_an_error_in_a_process_reaches_the_caller():
 
 def test_a_process_that_does_not_start_is_an_error_of_the_system():
     worker: Any = SimpleNamespace(ready=False, process=SimpleNamespace(exitcode=1))
-    assert isinstance(PROCESSES._lost(worker), OSError)
-    assert "could not start (exit status 1;" in str(PROCESSES._lost(worker))
-    assert isinstance(PROCESSES._lost(SimpleNamespace(ready=True, process=worker.process)), WorkerLostError)
+    assert isinstance(PROCESSES._exit_error(worker), OSError)
+    assert "could not start (exit status 1;" in str(PROCESSES._exit_error(worker))
+    assert isinstance(PROCESSES._exit_error(SimpleNamespace(ready=True, process=worker.process)), WorkerLostError)
 
 
 def test_the_cores_are_counted_where_the_system_knows_no_affinity(monkeypatch):

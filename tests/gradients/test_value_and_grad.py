@@ -155,6 +155,20 @@ def test_a_regularizer_acts_behind_the_method():
     (_, grads), _ = gradient_fn(params, gradient_fn.init(params), X)
     plain = chained(mtl.nash_mtl(), params, X)[1]
     assert_close(grads, jax.tree.map(lambda leaf: leaf + 1, plain))
+    heads = {"body": False, "a": True, "b": True}
+    frozen = mtl.value_and_grad(
+        losses_fn, mtl.nash_mtl(), regularizer=lambda p: sum(map(jnp.sum, p.values())), trainable=heads
+    )
+    (_, grads), _ = frozen(params, frozen.init(params), X)
+    np.testing.assert_array_equal(grads["body"], 0)
+    module = Module(nnx.Rngs(0))
+    of_module = mtl.value_and_grad(module_losses, mtl.ew(), regularizer=lambda p: jnp.sum(p["dense"]["kernel"]))
+    plain = mtl.value_and_grad(module_losses, mtl.ew())
+    (_, grads), _ = of_module(module, of_module.init(module), X)
+    (_, without), _ = plain(Module(nnx.Rngs(0)), plain.init(module), X)
+    difference = jax.tree.map(jnp.subtract, nnx.to_pure_dict(grads), nnx.to_pure_dict(without))
+    np.testing.assert_allclose(difference["dense"]["kernel"], 1, rtol=1e-5)
+    np.testing.assert_allclose(difference["norm"]["scale"], 0, atol=1e-6)
 
 
 def test_what_is_not_trainable_is_a_constant():

@@ -167,7 +167,7 @@ def test_an_epoch_written_leaves_what_an_older_checkpoint_needs(prober, tmp_path
     for step, kept in ((7, [6]), (6, []), (8, []), (15, [])):  # of the same epoch, before the look, later epochs
         again, _ = prober(warnings)
         again.restore(step)
-        assert list(again._found) == kept
+        assert list(again._measured) == kept
     assert warnings == []
 
 
@@ -178,14 +178,14 @@ def test_a_damaged_file_costs_what_it_holds_and_a_warning(prober, tmp_path):
     look.save()
     again, _ = prober(warnings)
     again.restore(9)
-    assert list(again._found) == [8]
+    assert list(again._measured) == [8]
     another, _ = prober(warnings)
     another.restore(17)  # of the next epoch
-    assert (another._found, warnings) == ({}, [])
+    assert (another._measured, warnings) == ({}, [])
     (tmp_path / GATHERED).write_bytes((tmp_path / GATHERED).read_bytes()[:100])
     damaged, _ = prober(warnings)
     damaged.restore(9)
-    assert damaged._found == {}
+    assert damaged._measured == {}
     assert warnings[0].startswith(f"{GATHERED} is damaged")
 
 

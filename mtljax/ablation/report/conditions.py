@@ -21,7 +21,7 @@ def by_condition(summary: Summary) -> dict[str, Summary]:
     shared = {frozen(surroundings(row.condition)): surroundings(row.condition) for row in multi}
     if len(shared) < 2:
         return {"": summary}
-    found: dict[str, Summary] = {}
+    summaries: dict[str, Summary] = {}
     placed: set[int] = set()
     for around in sorted(shared.values(), key=in_order):
         rows = [
@@ -30,10 +30,10 @@ def by_condition(summary: Summary) -> dict[str, Summary]:
             if (own := surroundings(row.condition)) == around or (row.kind == SINGLE and own.items() <= around.items())
         ]
         placed |= set(map(id, rows))
-        found[setting_text(around)] = dataclasses.replace(summary, rows=tuple(rows))
+        summaries[setting_text(around)] = dataclasses.replace(summary, rows=tuple(rows))
     if left := tuple(row for row in summary.rows if id(row) not in placed):
-        found["other conditions"] = dataclasses.replace(summary, rows=left)
-    return found
+        summaries["other conditions"] = dataclasses.replace(summary, rows=left)
+    return summaries
 
 
 def name(row: Row) -> str:

@@ -32,13 +32,13 @@ _LEAST_REACH = 0.3  # of the colours of cosines, so that small ones look small
 def conflicts(summary: Summary, records: Sequence[Record]) -> Iterator[Plot]:
     """How alike the gradients of tasks and of examples were over training, three figures a method."""
     by_name = {record["cell"]: record for record in records}
-    found = []
+    measured = []
     for row in summary.rows:
         if row.kind != SINGLE and row.selected and row.seeds:
             epochs = by_epoch([by_name[cell].get("history") or () for cell in row.cells])
-            found += [(row, epochs)] if epochs else []
-    note = f" The first {_MOST_ROWS} of {len(found)} methods." if len(found) > _MOST_ROWS else ""
-    for row, epochs in found[:_MOST_ROWS]:
+            measured += [(row, epochs)] if epochs else []
+    note = f" The first {_MOST_ROWS} of {len(measured)} methods." if len(measured) > _MOST_ROWS else ""
+    for row, epochs in measured[:_MOST_ROWS]:
         yield from _plots(row, epochs, note)
 
 
@@ -204,10 +204,10 @@ def _rows(own: dict[str, Any], epochs: Epochs, layer: str | None = None) -> list
 
 def _sample(seeds: Sequence[Mapping[str, Any]], kind: str, measure: str) -> np.ndarray | None:
     """Two hundred values distributed as all pairs were: the mean over seeds of the quantiles, interpolated."""
-    found = [quantiles for seed in seeds if (quantiles := seed[kind][measure]["quantiles"])]
-    if not found:
+    by_seed = [quantiles for seed in seeds if (quantiles := seed[kind][measure]["quantiles"])]
+    if not by_seed:
         return None
-    means = np.mean(found, axis=0)
+    means = np.mean(by_seed, axis=0)
     return np.interp(np.linspace(0, 1, 200), np.linspace(0, 1, len(means)), means)
 
 

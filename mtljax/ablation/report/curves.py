@@ -101,7 +101,7 @@ def task_weights(summary: Summary, records: Sequence[Record]) -> Iterator[Plot]:
     shown = curves[:_MOST_PANELS]
     figure = Figure(figsize=(WIDTH, 1.9 * len(shown) + 0.6), layout="constrained")
     data = []
-    few = len(summary.tasks) <= len(COLORS) * len(_DASHES)
+    has_legend = len(summary.tasks) <= len(COLORS) * len(_DASHES)
     for axes, (row, by_task) in zip(figure.subplots(len(shown), sharex=True, squeeze=False)[:, 0], shown, strict=True):
         for k, (task, series) in enumerate(by_task.items()):
             dash = _DASHES[(k % len(COLORS) if len(summary.tasks) <= len(COLORS) else k // len(COLORS)) % len(_DASHES)]
@@ -110,7 +110,7 @@ def task_weights(summary: Summary, records: Sequence[Record]) -> Iterator[Plot]:
         axes.set_title(wrapped(f"{name(row)}, {row.optimizer}"))
         axes.set_ylabel("weight")
     figure.axes[-1].set_xlabel("epoch")
-    if few:
+    if has_legend:
         add_legend(figure, figure.axes[-1].get_lines())
     else:
         note += " One line a task; the data names them."
@@ -121,8 +121,8 @@ def task_weights(summary: Summary, records: Sequence[Record]) -> Iterator[Plot]:
 def _changes(row: Row, by_name: Mapping[str, Record], task: str) -> bool:
     """Whether the weight of a task changed within a run."""
     for cell in row.cells:
-        found = _logged(by_name[cell], "train", ("weights", task)).values()
-        if max(found, default=0.0) - min(found, default=0.0) > 1e-6 * max(map(abs, found), default=0.0):
+        weights = _logged(by_name[cell], "train", ("weights", task)).values()
+        if max(weights, default=0.0) - min(weights, default=0.0) > 1e-6 * max(map(abs, weights), default=0.0):
             return True
     return False
 
@@ -136,8 +136,8 @@ def _series(row: Row, by_name: Mapping[str, Record], split: str, path: Sequence[
 
 def _logged(record: Record, split: str, path: Sequence[str]) -> dict[float, float]:
     entries = [entry for entry in record.get("history") or () if entry["split"] == split]
-    found = {entry["epoch"]: functools.reduce(_inside, path, entry) for entry in entries}
-    return {epoch: value for epoch, value in found.items() if value is not None and np.isfinite(value)}
+    values = {entry["epoch"]: functools.reduce(_inside, path, entry) for entry in entries}
+    return {epoch: value for epoch, value in values.items() if value is not None and np.isfinite(value)}
 
 
 def _inside(value: Any, key: str) -> Any:

@@ -43,7 +43,7 @@ _MOST_PAIRS = 6
 def delta_m(summary: Summary, records: Sequence[Record]) -> Iterator[Plot]:
     """Δm with its confidence interval, one line per method and optimizer."""
     del records
-    rows, note = _few([row for row in summary.rows if math.isfinite(row.delta_m.mean)])
+    rows, note = _drawn_rows([row for row in summary.rows if math.isfinite(row.delta_m.mean)])
     if not rows:
         return
     rows = sorted(rows, key=lambda row: row.delta_m.mean, reverse=True)
@@ -64,7 +64,7 @@ def scatter(summary: Summary, records: Sequence[Record]) -> Iterator[Plot]:
     """Primary test metrics of pairs of tasks against each other, for every setting tried."""
     del records
     pairs = list(itertools.combinations(summary.tasks, 2))
-    rows, note = _few([row for row in summary.rows if row.seeds])
+    rows, note = _drawn_rows([row for row in summary.rows if row.seeds])
     if not rows:
         return
     candidates = [(row, c) for row in rows if row.kind != SINGLE for c in row.candidates if c.seeds]
@@ -153,7 +153,7 @@ def _front(points: Sequence[Sequence[float]], higher: Sequence[bool]) -> list[li
 def step_time(summary: Summary, records: Sequence[Record]) -> Iterator[Plot]:
     """Time of a training step."""
     del records
-    rows, note = _few([row for row in summary.rows if math.isfinite(row.seconds_per_step)])
+    rows, note = _drawn_rows([row for row in summary.rows if math.isfinite(row.seconds_per_step)])
     if not rows:
         return
     rows = sorted(rows, key=lambda row: row.seconds_per_step, reverse=True)
@@ -227,7 +227,7 @@ def _whisker(axes: Axes, interval: Interval, y: float, style: dict[str, Any], lo
     axes.text(high if mean > high else low, y, text, ha=side, va="center", color=style["color"])
 
 
-def _few(rows: list[Row]) -> tuple[list[Row], str]:
+def _drawn_rows(rows: list[Row]) -> tuple[list[Row], str]:
     """All rows, or with too many only the selected ones and a note that says so."""
     if len(rows) <= _MOST_ROWS:
         return rows, ""

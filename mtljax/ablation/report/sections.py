@@ -56,16 +56,16 @@ def results(summary: Summary, note: str) -> str:
 def scalarization(summary: Summary) -> str:
     """Every method against tuned scalarization; nothing without it."""
 
-    def line(row: Row, difference: Interval, p_value: float, found: str) -> Line:
+    def line(row: Row, difference: Interval, p_value: float, outcome: str) -> Line:
         ends = f"[{signed(difference.low)}, {signed(difference.high)}]" if math.isfinite(difference.half_width) else "–"
         tried = settings_tried(summary, row)
         cells = [row_name(row), row.optimizer, (signed(difference.mean) if difference.n else "–", difference.mean)]
         cells += [(ends, difference.low), ("–" if math.isnan(p_value) else f"{p_value:.2g}", p_value)]
         none = "no spread over the seeds" if difference.n > 1 and math.isnan(p_value) else "no difference shown"
-        return Line([*cells, found or none, (str(tried), tried)])
+        return Line([*cells, outcome or none, (str(tried), tried)])
 
     compared = [c for c in against_scalarization(summary) if c.difference.interval.n]
-    lines = [line(c.row, c.difference.interval, c.p_corrected, c.found) for c in compared]
+    lines = [line(c.row, c.difference.interval, c.p_corrected, c.outcome) for c in compared]
     if not lines:
         return ""
     budgets = {row_name(c.reference): settings_tried(summary, c.reference) for c in compared}
@@ -94,11 +94,11 @@ def trade_offs(summary: Summary) -> str:
         }
         note = "The mean over tasks and metrics of a method's rank on test; 1 is the best, ties share their rank."
         parts.append("<h3>Mean rank</h3>\n" + table(["method", "optimizer", "mean rank ↓"], lines, "Mean rank", note))
-    found = [pareto(summary, axis) for axis in _axes(summary)]
-    if found and len(found[0].points) > 1:
-        parts.append("<h3>Pareto-optimal settings</h3>\n<p>" + escape(_meaning(found[0])) + "</p>")
-        parts.append('<div class="beside">' + "\n".join(map(_counts, found)) + "</div>")
-        parts += [_by_method(each) for each in found if each.axis == "optimizer"]
+    fronts = [pareto(summary, axis) for axis in _axes(summary)]
+    if fronts and len(fronts[0].points) > 1:
+        parts.append("<h3>Pareto-optimal settings</h3>\n<p>" + escape(_meaning(fronts[0])) + "</p>")
+        parts.append('<div class="beside">' + "\n".join(map(_counts, fronts)) + "</div>")
+        parts += [_by_method(each) for each in fronts if each.axis == "optimizer"]
     return "\n".join(parts)
 
 
@@ -116,33 +116,33 @@ def _axes(summary: Summary) -> list[str]:
     return [field for field, several in values.items() if len(several) > 1 or field == "method"][:_MOST_AXES]
 
 
-def _meaning(found: Pareto) -> str:
-    left_out = sum(point.left_out for point in found.points)
+def _meaning(front: Pareto) -> str:
+    left_out = sum(point.left_out for point in front.points)
     text = (
         "A setting is Pareto-optimal when no other is at least as good in every test metric and better in one; each is "
         "the mean over its seeds."
     )
     if left_out:
-        text += f" {left_out} of {len(found.points)} settings have a NaN metric: they neither count nor dominate."
+        text += f" {left_out} of {len(front.points)} settings have a NaN metric: they neither count nor dominate."
     return text
 
 
-def _counts(found: Pareto) -> str:
-    axis = field_name(found.axis)
+def _counts(front: Pareto) -> str:
+    axis = field_name(front.axis)
     heads = [axis, "settings", "Pareto-optimal", f"not dominated by another {axis}"]
-    nan = any(count.left_out for count in found.counts)
-    several = len(found.counts) > 1
+    nan = any(count.left_out for count in front.counts)
+    several = len(front.counts) > 1
     lines = []
-    for count in found.counts:
+    for count in front.counts:
         numbers = [count.runs, count.full, *([count.other] if several else []), *([count.left_out] if nan else [])]
         lines.append(Line([count.value, *((str(number), number) for number in numbers)]))
     heads = [*heads[: 4 if several else 3], *(["left out (NaN)"] if nan else [])]
     return table(heads, {"": lines}, f"Pareto-optimal settings by {axis}")
 
 
-def _by_method(found: Pareto) -> str:
+def _by_method(front: Pareto) -> str:
     """Pareto-optimal settings by method and optimizer; the page has the counts of either already."""
-    methods = counts_by_method(found)
+    methods = counts_by_method(front)
     if len(methods) < 2:
         return ""
     lines = [
@@ -249,16 +249,16 @@ def measured(summary: Summary) -> Iterable[str]:
 
 def environment(records: Sequence[Record]) -> dict[str, str]:
     """Every distinct value that the cells were made with."""
-    found: dict[str, list[str]] = {}
+    distinct: dict[str, list[str]] = {}
     for record in records:
         known = dict(record.get("environment") or {})
         versions = known.pop("versions", None) or {}
         for key, value in ({key.replace("_", " "): value for key, value in known.items()} | dict(versions)).items():
-            values = found.setdefault(key, [])
+            values = distinct.setdefault(key, [])
             text = "unknown" if value is None else str(value)
             if text not in values:
                 values.append(text)
-    return {key: ", ".join(values) for key, values in found.items()}
+    return {key: ", ".join(values) for key, values in distinct.items()}
 
 
 def with_nan(interval: Interval, metric: str | None = None) -> str:

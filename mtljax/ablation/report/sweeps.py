@@ -24,7 +24,7 @@ def sweeps(summary: Summary, records: Sequence[Record]) -> Iterator[Plot]:
     del records
     rows = [row for row in summary.rows if row.kind != SINGLE]
     lines = {field: [(row, line) for row in rows if len(line := _line(row, field)) > 1] for field in _fields(rows)}
-    drawn = [field for field, found in lines.items() if any(_known(line) for _, line in found)]
+    drawn = [field for field, pairs in lines.items() if any(_known(line) for _, line in pairs)]
     for field in drawn[:_MOST_FIELDS]:
         yield _sweep(field, lines[field], summary)
 
@@ -42,11 +42,11 @@ def _number(candidate: Candidate, field: str) -> float | None:
 
 
 def _line(row: Row, field: str) -> Line:
-    found: Line = {}
+    by_value: Line = {}
     for candidate in row.candidates:
         if (value := _number(candidate, field)) is not None:
-            found.setdefault(value, []).append(candidate)
-    return dict(sorted(found.items()))
+            by_value.setdefault(value, []).append(candidate)
+    return dict(sorted(by_value.items()))
 
 
 def _best(candidates: Sequence[Candidate]) -> Candidate | None:
@@ -117,11 +117,11 @@ def _draw(axes: Axes, line: Line, color: str, symbol: str, high: float) -> bool:
             markersize=6.5 if candidate.chosen else 4,
             markerfacecolor=color if candidate.chosen else "none",
         )
-    lost = [value for value, c in best.items() if c is None or c.delta_m.mean > high]
-    if lost:
-        (crosses,) = axes.plot(lost, [high] * len(lost), "x", color=color, clip_on=False, markersize=4)
+    missing = [value for value, c in best.items() if c is None or c.delta_m.mean > high]
+    if missing:
+        (crosses,) = axes.plot(missing, [high] * len(missing), "x", color=color, clip_on=False, markersize=4)
         crosses.set_in_layout(False)
-    return bool(lost)
+    return bool(missing)
 
 
 def _data(row: Row, line: Line, field: str) -> list[dict[str, object]]:

@@ -57,9 +57,9 @@ def write_report(
         records, from_tables = read_tables(directory), True
     if not records:
         unreadable = sum(problem.startswith("Skipped") for problem in damaged)
-        found = f"none of its {unreadable} cells can be read" if unreadable else "it has no cells"
-        found += f" ({damaged[-1].rstrip('.')})" if len(damaged) > unreadable else ""
-        raise ValueError(f"nothing to report in {directory}: {found}; run `{command}` first")
+        reason = f"none of its {unreadable} cells can be read" if unreadable else "it has no cells"
+        reason += f" ({damaged[-1].rstrip('.')})" if len(damaged) > unreadable else ""
+        raise ValueError(f"nothing to report in {directory}: {reason}; run `{command}` first")
     for problem in problems:
         (warn or _warn)(problem)
     summary = summarize(records, command=command)
@@ -154,7 +154,7 @@ def _parts(
         plots = [saved for saved in drawn if saved.plot.topic == name]
         return page.figures(page.figure(p.name, p.title, svg, p.caption, links[p.name]) for p, svg, _ in plots)
 
-    found = page.paragraphs(verdict(summary).split("\n"))
+    conclusions = page.paragraphs(verdict(summary).split("\n"))
     counts = f"{len(records)} runs, {sum(record['status'] != 'finished' for record in records)} of them failed"
     rows = sections.results(summary, data(RESULTS, results, "All results as CSV"))
     environment = page.definitions(sections.environment(records))
@@ -162,7 +162,7 @@ def _parts(
         environment = page.paragraphs([f"Not known: this page was made from {RESULTS}, which does not hold it."])
     parts = [
         ("setting", "Setting", page.definitions(dict(study.get("setting") or {}) | {"runs": counts})),
-        ("verdict", "What was found", f'<div class="verdict">{found}</div>'),
+        ("verdict", "What was found", f'<div class="verdict">{conclusions}</div>'),
         ("warnings", "Warnings", f'<div class="warning">{page.paragraphs(problems)}</div>' if problems else ""),
         ("results", "Results on test", rows + topic("results") + sections.scalarization(summary)),
         ("trade-offs", "Trade-offs between tasks", topic("trade-offs") + sections.trade_offs(summary)),

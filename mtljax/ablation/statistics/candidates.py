@@ -157,8 +157,8 @@ def gather(cells: Sequence[Record], tasks: Iterable[str], directions: Mapping[Ke
             )
         finished = [part for part in parts if part["status"] == "finished"]
         if {task for part in finished for task in part["tasks"]} == set(tasks):
-            found, validation = (_merged(finished, split) for split in ("test", "validation"))
-            test[seed] = {key: number(found, key) for key in directions}
+            test_metrics, validation = (_merged(finished, split) for split in ("test", "validation"))
+            test[seed] = {key: number(test_metrics, key) for key in directions}
             scores[seed] = score(validation, tasks, directions)
             seconds.append(sum(part.get("seconds_per_step") or math.nan for part in finished))
     several = any(at_once(cell) for cell in cells if cell["status"] == "finished")

@@ -20,14 +20,14 @@ class Comparison(NamedTuple):
       reference: what it is compared with.
       difference: of Δm over common seeds, row minus reference, in percentage points; negative is better.
       p_corrected: Holm's p-value over all comparisons made together; NaN where the difference has none.
-      found: "better" or "worse" when the corrected p-value is below 5%, else "".
+      outcome: "better" or "worse" when the corrected p-value is below 5%, else "".
     """
 
     row: Row
     reference: Row
     difference: Difference
     p_corrected: float
-    found: str
+    outcome: str
 
     @property
     def beats(self) -> bool:
@@ -41,14 +41,14 @@ class EqualBudget(NamedTuple):
     Attributes:
       row: the method.
       settings: how many it tried, over all optimizers.
-      of: how many tuned scalarization tried.
+      tuned_settings: how many tuned scalarization tried.
       expected: Δm of what validation would choose of `settings` of those at random, in the mean over all choices.
       difference: of Δm over common seeds, the method minus `expected`, in percentage points; negative is better.
     """
 
     row: Row
     settings: int
-    of: int
+    tuned_settings: int
     expected: Interval
     difference: Difference
 
@@ -66,12 +66,12 @@ def compare(pairs: Iterable[tuple[Row, Row]]) -> tuple[Comparison, ...]:
     differences = [paired_difference(row.delta_m_by_seed, other.delta_m_by_seed) for row, other in pairs]
     tested = [i for i, difference in enumerate(differences) if math.isfinite(difference.p_value)]
     corrected = dict(zip(tested, holm([differences[i].p_value for i in tested]), strict=True))
-    found = []
+    comparisons = []
     for i, ((row, other), difference) in enumerate(zip(pairs, differences, strict=True)):
         certain = corrected.get(i, 1.0) < SIGNIFICANT
         word = ("better" if difference.interval.mean < 0 else "worse") if certain else ""
-        found.append(Comparison(row, other, difference, corrected.get(i, float("nan")), word))
-    return tuple(found)
+        comparisons.append(Comparison(row, other, difference, corrected.get(i, float("nan")), word))
+    return tuple(comparisons)
 
 
 def contestants(summary: Summary) -> list[Row]:
@@ -106,15 +106,15 @@ def settings_tried(summary: Summary, row: Row) -> int:
 
 def at_equal_budget(summary: Summary) -> tuple[EqualBudget, ...]:
     """The comparisons of `against_scalarization`, where scalarization had more settings, at the method's own number."""
-    found = []
+    budgets = []
     for compared in against_scalarization(summary):
         row, tuned = compared.row, compared.reference
-        settings, of = settings_tried(summary, row), settings_tried(summary, tuned)
-        if settings < of:
+        settings, tuned_settings = settings_tried(summary, row), settings_tried(summary, tuned)
+        if settings < tuned_settings:
             by_seed = expected_choice([c for r in _optimizers(summary, tuned) for c in r.candidates], settings)
             difference = paired_difference(row.delta_m_by_seed, by_seed)
-            found.append(EqualBudget(row, settings, of, t_interval(list(by_seed.values())), difference))
-    return tuple(found)
+            budgets.append(EqualBudget(row, settings, tuned_settings, t_interval(list(by_seed.values())), difference))
+    return tuple(budgets)
 
 
 def expected_choice(candidates: Sequence[Candidate], count: int) -> dict[int, float]:

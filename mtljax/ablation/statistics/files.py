@@ -125,15 +125,15 @@ def _add(history: Table, row: Mapping[str, Any]) -> None:
 
 def _nested(row: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """A setting or condition from its columns."""
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for column, text in row.items():
         if column.startswith(prefix) and text is not None:
             field, bracket, key = column.removeprefix(prefix).partition("[")
             if bracket:
-                found.setdefault(field, {})[key.removesuffix("]")] = decoded(text)
+                fields.setdefault(field, {})[key.removesuffix("]")] = decoded(text)
             else:
-                found[field] = decoded(text)
-    return found
+                fields[field] = decoded(text)
+    return fields
 
 
 def _read(path: Path, needed: Sequence[str]) -> Table:
@@ -149,16 +149,16 @@ def _read(path: Path, needed: Sequence[str]) -> Table:
 
 
 def _typed(row: Mapping[str, str]) -> dict[str, Any]:
-    found: dict[str, Any] = {name: text or None for name, text in row.items()}
+    values: dict[str, Any] = {name: text or None for name, text in row.items()}
     for name in FLOATS:
-        if found.get(name) is not None:
-            found[name] = float(found[name])
+        if values.get(name) is not None:
+            values[name] = float(values[name])
     for name in INTEGERS:
-        if found.get(name) is not None:
-            found[name] = int(float(found[name]))
-    if "higher_is_better" in found:
-        found["higher_is_better"] = found["higher_is_better"] == "True"
-    return found
+        if values.get(name) is not None:
+            values[name] = int(float(values[name]))
+    if "higher_is_better" in values:
+        values["higher_is_better"] = values["higher_is_better"] == "True"
+    return values
 
 
 def _write_parquet(rows: Table, header: Sequence[str], path: Path) -> None:

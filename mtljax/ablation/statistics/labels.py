@@ -65,8 +65,8 @@ def joined(names: Iterable[str], most: int | None = None) -> str:
 
 def seeds_text(seeds: Iterable[int]) -> str:
     """Seeds for a sentence: "seed 3", "seeds 0 and 1"."""
-    found = sorted(set(seeds))
-    return f"seed {found[0]}" if len(found) == 1 else f"seeds {joined(map(str, found))}"
+    unique = sorted(set(seeds))
+    return f"seed {unique[0]}" if len(unique) == 1 else f"seeds {joined(map(str, unique))}"
 
 
 def _with(name: str, fields: Fields) -> str:

@@ -125,19 +125,19 @@ def pareto(summary: Summary, axis: str = "optimizer", *, over: str = "settings")
     return Pareto(axis, tuple(points), tuple(_counts(points, axis)))
 
 
-def counts_by_method(found: Pareto) -> dict[str, tuple[ParetoCount, ...]]:
+def counts_by_method(front: Pareto) -> dict[str, tuple[ParetoCount, ...]]:
     """The counts of each method by value of the axis, in all words table A2 of arXiv:2311.04698.
 
     Args:
-      found: of `pareto`, with another axis than "method".
+      front: of `pareto`, with another axis than "method".
 
     Returns:
       The counts by method, sorted by name.
     """
     groups: dict[str, list[ParetoPoint]] = {}
-    for point in found.points:
+    for point in front.points:
         groups.setdefault(point.candidate.method, []).append(point)
-    return {method: tuple(_counts(groups[method], found.axis)) for method in sorted(groups)}
+    return {method: tuple(_counts(groups[method], front.axis)) for method in sorted(groups)}
 
 
 class _Run(NamedTuple):
@@ -202,12 +202,12 @@ def _undominated(values: np.ndarray, higher_is_better: Sequence[bool], groups: n
     costs = np.where(higher_is_better, -np.asarray(values, float), values)
     finite: np.ndarray = np.all(np.isfinite(costs), axis=1)
     costs = np.where(finite[:, None], costs, np.nan)  # comparisons with NaN are all false: it dominates nothing
-    found = np.zeros(len(costs), bool)
+    undominated = np.zeros(len(costs), bool)
     block = max(1, _ELEMENTS // max(1, costs.size))
     for start in range(0, len(costs), block):
         some = costs[start : start + block, None]
         dominates: np.ndarray = np.all(costs <= some, axis=2) & np.any(costs < some, axis=2)
         if groups is not None:
             dominates &= groups != groups[start : start + block, None]
-        found[start : start + block] = ~np.any(dominates, axis=1)
-    return found & finite
+        undominated[start : start + block] = ~np.any(dominates, axis=1)
+    return undominated & finite

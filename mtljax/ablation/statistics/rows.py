@@ -54,9 +54,9 @@ def make_row(cells: Sequence[Record], records: Sequence[Record], directions: Map
     best = {}
     for tasks in sorted({candidate.tasks for candidate in tried.values()}):
         keys = [key for key, candidate in tried.items() if candidate.tasks == tasks]
-        found = choose(tried[key] for key in keys)
+        choice = choose(tried[key] for key in keys)
         for key in keys:
-            tried[key] = dataclasses.replace(tried[key], chosen=tried[key] is found)
+            tried[key] = dataclasses.replace(tried[key], chosen=tried[key] is choice)
         best[tasks] = max(keys, key=lambda key: (tried[key].chosen, len(tried[key].seeds)))
     candidates = tuple(tried.values())
     if not single:
@@ -76,12 +76,12 @@ def make_row(cells: Sequence[Record], records: Sequence[Record], directions: Map
 
 def _common(settings: Mapping[str, Fields]) -> dict[str, object]:
     """The settings of all tasks in one: a field that differs between tasks has the task before its name."""
-    found: dict[str, object] = {}
+    common: dict[str, object] = {}
     for field in sorted({field for setting in settings.values() for field in setting}):
         values = {task: setting[field] for task, setting in settings.items() if field in setting}
         alike = len({frozen({field: value}) for value in values.values()}) == 1
-        found |= {field: next(iter(values.values()))} if alike else {f"{t}: {field}": v for t, v in values.items()}
-    return found
+        common |= {field: next(iter(values.values()))} if alike else {f"{t}: {field}": v for t, v in values.items()}
+    return common
 
 
 def with_delta_m(row: Row, baseline: Row | None, directions: Mapping[Key, bool]) -> Row:

@@ -78,9 +78,9 @@ def pareto_table(summary: Summary) -> "Table | None":
 
     if not any(c.seeds for row in summary.rows if row.kind != SINGLE for c in row.candidates):
         return None
-    found = pareto(summary, "optimizer")
-    methods = counts_by_method(found)
-    if len(found.counts) < 2 or len(methods) < 2:
+    front = pareto(summary, "optimizer")
+    methods = counts_by_method(front)
+    if len(front.counts) < 2 or len(methods) < 2:
         return None
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -90,12 +90,12 @@ def pareto_table(summary: Summary) -> "Table | None":
         pad_edge=False,
     )
     table.add_column("method", overflow="fold")
-    for count in found.counts:
+    for count in front.counts:
         table.add_column(count.value, justify="right", overflow="fold")
-    for name, counts in [*methods.items(), ("all", found.counts)]:
+    for name, counts in [*methods.items(), ("all", front.counts)]:
         own = {count.value: f"{count.full} of {count.runs} ({count.other})" for count in counts}
         table.add_row(
-            name, *(own.get(count.value, "") for count in found.counts), style="bold" if name == "all" else None
+            name, *(own.get(count.value, "") for count in front.counts), style="bold" if name == "all" else None
         )
     return table
 

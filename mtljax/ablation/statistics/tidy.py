@@ -66,27 +66,27 @@ def curves(records: Sequence[Record]) -> Table:
         own = {name: record.get(name) for name in CURVES}
         for entry in record.get("history") or ():
             at = own | {name: entry.get(name) for name in ("split", "step", "epoch", "seconds")}
-            found = [(task, "loss", value) for task, value in (entry.get("losses") or {}).items()]
-            found += [(task, "weight", value) for task, value in (entry.get("weights") or {}).items()]
-            found += [
+            quantities = [(task, "loss", value) for task, value in (entry.get("losses") or {}).items()]
+            quantities += [(task, "weight", value) for task, value in (entry.get("weights") or {}).items()]
+            quantities += [
                 (t, name, value)
                 for t, metrics in (entry.get("metrics") or {}).items()
                 for name, value in metrics.items()
             ]
-            rows += [at | {"task": task, "quantity": quantity, "value": value} for task, quantity, value in found]
+            rows += [at | {"task": task, "quantity": quantity, "value": value} for task, quantity, value in quantities]
     return rows
 
 
 def _fields(record: Record) -> dict[str, Any]:
     """The columns of a record's setting and condition."""
-    found = {}
+    by_column = {}
     for group in ("setting", "condition"):
         for field, value in (record.get(group) or {}).items():
             if isinstance(value, Mapping) and value:
-                found |= {f"{group}.{field}[{key}]": encoded(inner) for key, inner in value.items()}
+                by_column |= {f"{group}.{field}[{key}]": encoded(inner) for key, inner in value.items()}
             else:
-                found[f"{group}.{field}"] = encoded(value)
-    return found
+                by_column[f"{group}.{field}"] = encoded(value)
+    return by_column
 
 
 def encoded(value: Any) -> Any:

@@ -77,7 +77,9 @@ def _comparison(comparisons: Sequence[Comparison], name: str) -> str:
         text = f"Against {name} no difference is shown: an interval needs two or more seeds in common; run at least 3."
         known = [_difference(c) for c in comparisons if c.difference.interval.n]
         return f"{text} Single runs differ by: {joined(known, _MOST)}." if known else text
-    groups = {found: [_difference(c) for c in comparisons if c.found == found] for found in ("better", "worse", "")}
+    groups = {
+        outcome: [_difference(c) for c in comparisons if c.outcome == outcome] for outcome in ("better", "worse", "")
+    }
     seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     if not groups["better"] and not groups["worse"]:
         text = f"No method is shown to be better or worse than {name} over {seeds} seeds: {joined(groups[''], _MOST)}."
@@ -87,7 +89,9 @@ def _comparison(comparisons: Sequence[Comparison], name: str) -> str:
             "worse": f"Worse than {name} over {seeds} seeds",
             "": "No difference shown",
         }
-        text = " ".join(f"{start}: {joined(groups[found], _MOST)}." for found, start in starts.items() if groups[found])
+        text = " ".join(
+            f"{start}: {joined(groups[outcome], _MOST)}." for outcome, start in starts.items() if groups[outcome]
+        )
     if hints := [row_name(c.row) for c in comparisons if c.difference.p_value < SIGNIFICANT <= c.p_corrected]:
         tested = _tested(comparisons)
         text += (
@@ -105,8 +109,8 @@ def _scalarization(summary: Summary, rows: Sequence[Row]) -> list[str]:
     if not tuned:
         there = any(row.role == SCALARIZATION for row in summary.rows)
         why = "has no finished run" if there else "is not part of this study"
-        how = "its failures are listed below" if there else "weight_grid=9 in the StudyConfig adds it"
-        return [f"Tuned scalarization {why}, so whether a method beats the best fixed weights is open: {how}."]
+        advice = "its failures are listed below" if there else "weight_grid=9 in the StudyConfig adds it"
+        return [f"Tuned scalarization {why}, so whether a method beats the best fixed weights is open: {advice}."]
     comparisons = against_scalarization(summary)
     if not _tested(comparisons):
         return ["Against tuned scalarization nothing is shown: an interval needs two or more seeds that differ."]
@@ -119,7 +123,7 @@ def _scalarization(summary: Summary, rows: Sequence[Row]) -> list[str]:
     at_equal = _equal_budget(summary)
     if not above:
         return [f"{question} No: no method's 95% interval lies wholly on the better side. {budget}", *at_equal]
-    certain = [row_name(c.row) for c in above if c.found == "better"]
+    certain = [row_name(c.row) for c in above if c.outcome == "better"]
     holm = f"After correction for {_tested(comparisons)} comparisons " + (
         f"it holds for {joined(certain, _MOST)}." if certain else "it holds for none: a hint to be tested."
     )
@@ -130,14 +134,14 @@ def _scalarization(summary: Summary, rows: Sequence[Row]) -> list[str]:
 def _equal_budget(summary: Summary) -> list[str]:
     """Where scalarization would be expected with as many settings as each method had."""
     groups: dict[tuple[int, int, str], list[str]] = {}
-    for found in at_equal_budget(summary):
-        where = signed(found.expected.mean)
-        difference = _in_words(row_name(found.row), found.difference)
-        groups.setdefault((found.settings, found.of, where), []).append(difference)
+    for budget in at_equal_budget(summary):
+        where = signed(budget.expected.mean)
+        difference = _in_words(row_name(budget.row), budget.difference)
+        groups.setdefault((budget.settings, budget.tuned_settings, where), []).append(difference)
     sentences = [
-        f"With {n} setting{'s' * (n > 1)}, drawn at random from its {of}, scalarization would be expected at Δm "
+        f"With {n} setting{'s' * (n > 1)}, drawn at random from its {total}, scalarization would be expected at Δm "
         f"{where}; against that: {joined(differences, _MOST)}."
-        for (n, of, where), differences in groups.items()
+        for (n, total, where), differences in groups.items()
     ]
     return [f"At equal budget, not corrected for the number of comparisons: {' '.join(sentences)}"] if groups else []
 
@@ -156,8 +160,8 @@ def _ends_of_axes(rows: Sequence[Row]) -> list[str]:
                     names.setdefault(what, []).append(who)
     if not names:
         return []
-    found = joined([f"{what} for {joined(who, _MOST)}" for what, who in names.items()], _MOST)
-    return [f"Chosen at the end of the grid: {found}. A value beyond it may be better; a wider grid would tell."]
+    ends = joined([f"{what} for {joined(who, _MOST)}" for what, who in names.items()], _MOST)
+    return [f"Chosen at the end of the grid: {ends}. A value beyond it may be better; a wider grid would tell."]
 
 
 def _is_number(value: object) -> TypeGuard[float]:
@@ -223,14 +227,14 @@ def _pareto(summary: Summary) -> list[str]:
     """How many settings of each optimizer are Pareto-optimal."""
     if sum(bool(c.seeds) for row in summary.rows if row.kind != SINGLE for c in row.candidates) < 2:
         return []
-    found = pareto(summary, "optimizer")
-    metrics = len({key for point in found.points for key in point.values})
+    front = pareto(summary, "optimizer")
+    metrics = len({key for point in front.points for key in point.values})
     if metrics < 2:
         return []
-    several = len(found.counts) > 1
+    several = len(front.counts) > 1
     counts = [
         f"{count.value} {count.full} of {count.runs}" + (f" ({count.other})" if several else "")
-        for count in found.counts
+        for count in front.counts
     ]
     meaning = " (in brackets: those that no run of another optimizer dominates)" if several else ""
     return [f"Pareto-optimal over {metrics} test metrics{meaning}: {joined(counts, _MOST)}."]

@@ -82,8 +82,8 @@ def equal_time(summary: Summary, records: Sequence[Record]) -> tuple[EqualTime, 
       compared; no entry at all without a history or a single-task reference.
     """
     by_name = {record["cell"]: record for record in records}
-    found = (_compared(summary, rows, by_name) for rows in together(summary.rows))
-    return tuple(entry for entry in found if entry is not None)
+    entries = (_compared(summary, rows, by_name) for rows in together(summary.rows))
+    return tuple(entry for entry in entries if entry is not None)
 
 
 def _compared(summary: Summary, rows: Sequence[Row], by_name: Mapping[str, Record]) -> EqualTime | None:
@@ -114,7 +114,7 @@ def _compared(summary: Summary, rows: Sequence[Row], by_name: Mapping[str, Recor
         ]
     seconds = min(run[-1].seconds for entry in timed for run in entry.runs)
     steps = min(run[-1].step for entry in timed for run in entry.runs)
-    found = []
+    timed_rows = []
     for entry in timed:
         in_time = [[e for e in run if e.seconds <= seconds][-1:] for run in entry.runs]
         in_steps = [[e for e in run if e.step <= steps][-1:] for run in entry.runs]
@@ -122,15 +122,15 @@ def _compared(summary: Summary, rows: Sequence[Row], by_name: Mapping[str, Recor
         at_steps, at_seconds = (
             t_interval([_change(summary, entry, last) for last in lasts]) for lasts in (in_steps, in_time)
         )
-        found.append(TimedRow(entry.row, at_steps, at_seconds, float(np.median(reached)) if reached else math.nan))
-    found.sort(key=lambda row: math.inf if math.isnan(row.at_seconds.mean) else row.at_seconds.mean)
+        timed_rows.append(TimedRow(entry.row, at_steps, at_seconds, float(np.median(reached)) if reached else math.nan))
+    timed_rows.sort(key=lambda row: math.inf if math.isnan(row.at_seconds.mean) else row.at_seconds.mean)
     notes.append("On validation data, at each run's last evaluation within the budget.")
     if any(settings_tried(summary, entry.row) > 1 for entry in timed):
         notes.append(
             "Settings and optimizers were chosen on the same validation data at full length, which flatters most where "
             "most were tried."
         )
-    return EqualTime(around, seconds, steps, tuple(found), tuple(notes))
+    return EqualTime(around, seconds, steps, tuple(timed_rows), tuple(notes))
 
 
 def _change(summary: Summary, entry: _Timed, last: Sequence[_Evaluation]) -> float:
@@ -144,12 +144,14 @@ def _change(summary: Summary, entry: _Timed, last: Sequence[_Evaluation]) -> flo
 def _baseline(row: Row | None, by_name: Mapping[str, Record]) -> dict[Key, float]:
     """Mean over seeds of the single-task networks' last evaluation; empty when a task has none."""
     lasts = [run[-1].metrics for cell in (row.cells if row else ()) if (run := _evaluations(by_name[cell]))]
-    found = {key: [number(metrics, key) for metrics in lasts if key[0] in metrics] for key in (row.test if row else ())}
-    kept = {key: t_interval(values).mean for key, values in found.items() if row and key[0] in row.tasks}
+    by_key = {
+        key: [number(metrics, key) for metrics in lasts if key[0] in metrics] for key in (row.test if row else ())
+    }
+    kept = {key: t_interval(values).mean for key, values in by_key.items() if row and key[0] in row.tasks}
     return kept if all(math.isfinite(value) for value in kept.values()) else {}
 
 
 def _evaluations(record: Record) -> list[_Evaluation]:
     entries = [entry for entry in record.get("history") or () if entry["split"] == "validation"]
-    found = [_Evaluation(entry["step"], entry.get("seconds") or 0.0, entry["metrics"]) for entry in entries]
-    return sorted(found, key=lambda evaluation: evaluation.step)
+    evaluations = [_Evaluation(entry["step"], entry.get("seconds") or 0.0, entry["metrics"]) for entry in entries]
+    return sorted(evaluations, key=lambda evaluation: evaluation.step)

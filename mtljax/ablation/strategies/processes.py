@@ -63,7 +63,7 @@ def _send(worker: _Worker, cell: Cell) -> None:
 def _replies(workers: Sequence[_Worker], seconds: float) -> list[tuple[_Worker, Record | BaseException]]:
     connections: list[Any] = [worker.connection for worker in workers]
     ready = multiprocessing.connection.wait(connections, seconds)
-    found = []
+    replies = []
     for worker in workers:
         if worker.connection not in ready:
             continue
@@ -71,15 +71,15 @@ def _replies(workers: Sequence[_Worker], seconds: float) -> list[tuple[_Worker, 
             reply = worker.connection.recv()
         except (EOFError, OSError):
             worker.process.join(_PATIENCE_SECONDS)
-            reply = _lost(worker)
+            reply = _exit_error(worker)
         if reply is None:
             worker.ready = True
         else:
-            found.append((worker, reply))
-    return found
+            replies.append((worker, reply))
+    return replies
 
 
-def _lost(worker: _Worker) -> Exception:
+def _exit_error(worker: _Worker) -> Exception:
     code = worker.process.exitcode or 0
     if not worker.ready:
         return ChildProcessError(
@@ -91,8 +91,8 @@ def _lost(worker: _Worker) -> Exception:
             "its process was killed (SIGKILL), which the system does when memory runs out: fewer --jobs or a smaller "
             "batch_size need less"
         )
-    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
-    return WorkerLostError(f"its process was ended {how}")
+    cause = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
+    return WorkerLostError(f"its process was ended {cause}")
 
 
 def _stop(worker: _Worker) -> None:

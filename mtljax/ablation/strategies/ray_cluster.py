@@ -60,9 +60,9 @@ def ray_cluster(cells: Sequence[Cell], context: Context) -> Generator[Record, No
             running[worker] = worker.run.remote(cell)
 
         def replies(workers: Sequence[Any], seconds: float) -> list[tuple[Any, Record | BaseException]]:
-            of = {running[worker]: worker for worker in workers}
-            ready, _ = ray.wait(list(of), timeout=seconds)
-            return [(of[reference], _reply(ray, reference)) for reference in ready]
+            by_reference = {running[worker]: worker for worker in workers}
+            ready, _ = ray.wait(list(by_reference), timeout=seconds)
+            return [(by_reference[reference], _reply(ray, reference)) for reference in ready]
 
         workers = Workers(lambda: actor.remote(jax_options(), context.probe), send, replies, ray.kill)
         yield from dispatch(cells, jobs, workers, context)
@@ -87,9 +87,9 @@ def _import_ray() -> Any:
         # On any system this makes a cluster that is started here listen on the loopback interface alone. Ray reads it
         # when it is imported, so a dead address must be told before.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    elif found := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address):
+    elif match := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address):
         try:  # where nothing listens Ray itself would try for minutes
-            socket.create_connection((found[1], int(found[2])), _REACH_SECONDS).close()
+            socket.create_connection((match[1], int(match[2])), _REACH_SECONDS).close()
         except OSError as error:
             raise _unreachable(address) from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray sends statistics

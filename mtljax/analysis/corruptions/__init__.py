@@ -99,15 +99,15 @@ def corrupt_each(key: jax.Array, images: np.ndarray, which: np.ndarray, severiti
     if not np.isin(which, range(len(names()))).all():
         raise ValueError(f"corrupt_each takes indices from 0 to {len(names()) - 1}, those of names()")
     _check(names()[0], severities)
-    keys, found = _keys(key, len(images)), np.empty_like(images)
+    keys, corrupted = _keys(key, len(images)), np.empty_like(images)
     for index in np.unique(which):
         places = np.flatnonzero(which == index)
         for start in range(0, len(places), _CHUNK):
             part = places[start : start + _CHUNK]
             same = np.resize(part, min(_CHUNK, len(images)))  # one shape, one program
             made = _program(keys[same], images[same], severities[same].astype(np.int32) - 1, name=names()[index])
-            found[part] = np.asarray(made)[: len(part)]
-    return found
+            corrupted[part] = np.asarray(made)[: len(part)]
+    return corrupted
 
 
 def require_images(shape: tuple[int, ...], dtype: Any) -> None:

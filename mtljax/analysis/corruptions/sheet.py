@@ -24,11 +24,11 @@ def distances(key: jax.Array, images: np.ndarray) -> dict[str, np.ndarray]:
       By corruption, for each severity the mean over the images of the root mean square of the change of a pixel, where
       white is 1.
     """
-    found = {}
+    by_corruption = {}
     for name in names():
         made = (np.asarray(corrupt(key, images, name, severity)) for severity in SEVERITIES)
-        found[name] = np.array([_distance(each, images) for each in made])
-    return found
+        by_corruption[name] = np.array([_distance(each, images) for each in made])
+    return by_corruption
 
 
 def _distance(images: np.ndarray, clean: np.ndarray) -> float:
