@@ -10,7 +10,7 @@ import numpy as np
 from mtljax.analysis.conflicts import SampleConflicts, drawn_conflicts
 from mtljax.analysis.similarity import MEASURES, Similarity, summed_up
 from mtljax.gradients import PyTree
-from mtljax.training.probing import Found, Probe
+from mtljax.training.probing import Measurement, Probe
 
 KINDS = ("between_tasks", "between_samples")
 _TASKS = 8  # as in arXiv:2311.04698; with more, so many are drawn anew at each look
@@ -29,7 +29,7 @@ def default_every(encoder: str, tasks: int = 2) -> int:
     return round(least * max(1, min(tasks, _TASKS) ** 2 / 16))
 
 
-def measure(losses_fn: Callable[..., Any], params: PyTree, rest: PyTree, batch: PyTree, key: jax.Array) -> Found:
+def measure(losses_fn: Callable[..., Any], params: PyTree, rest: PyTree, batch: PyTree, key: jax.Array) -> Measurement:
     """One look: every pair of tasks on each example, and every pair of examples for each task.
 
     Args:
@@ -59,7 +59,7 @@ def measure(losses_fn: Callable[..., Any], params: PyTree, rest: PyTree, batch: 
     return _pairs(conflicts) | {"tasks": tasks}
 
 
-def summary(tasks: Sequence[str], measured: Sequence[Found]) -> dict[str, Any]:
+def summary(tasks: Sequence[str], measured: Sequence[Measurement]) -> dict[str, Any]:
     """What the looks of an epoch saw.
 
     Args:
@@ -123,7 +123,7 @@ def _without_quantiles(spread: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in spread.items() if name != "quantiles"}
 
 
-def _task_cosines(count: int, measured: Sequence[Found]) -> list[list[float | None]]:
+def _task_cosines(count: int, measured: Sequence[Measurement]) -> list[list[float | None]]:
     """The mean cosine of each pair of tasks over examples and looks."""
     sums, pairs = np.zeros((count, count)), np.zeros((count, count))
     for each in measured:

@@ -111,7 +111,7 @@ def spread(similarity: Similarity | Sequence[Similarity]) -> dict[str, Spread]:
     """
     several = [similarity] if isinstance(similarity, Similarity) else list(similarity)
     if not all(isinstance(each, Similarity) for each in several):
-        raise ValueError("spread takes the similarities of whole gradients or of a layer: found.between_tasks.whole")
+        raise ValueError("spread takes the similarities of whole gradients or of a layer: result.between_tasks.whole")
 
     def spread_of(measure: str) -> Spread:
         parts = [np.zeros(0)]

@@ -2,18 +2,21 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 _State = TypeVar("_State")
 TO_BOUNDARY = 0.995  # share of the way to the boundary that a step may go
 
 
 @jax.jit
-def unit_solve(cosines: jax.Array, rhs: jax.Array) -> jax.Array:
+def unit_solve(cosines: "Float[Array, 'K K']", rhs: "Float[Array, 'K']") -> "Float[Array, 'K']":
     """The shortest solution x of `cosines @ x = rhs`, in the least squares sense where there is none.
 
     Eigenvalues below the rounding of a Gramian count as zero; one step of refinement takes out the rounding of the

@@ -1,7 +1,7 @@
 """CAGrad: the best worst case in a ball around the mean gradient."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,14 @@ from mtljax.solvers._linear import (
     unit_solve,
 )
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
 
 @partial(jax.jit, static_argnames="iterations")
-def cagrad_weights(cosines: jax.Array, norms: jax.Array, c: jax.typing.ArrayLike, *, iterations: int = 30) -> jax.Array:
+def cagrad_weights(
+    cosines: "Float[Array, 'K K']", norms: "Float[Array, 'K']", c: jax.typing.ArrayLike, *, iterations: int = 30
+) -> "Float[Array, 'K']":
     """Weights of the worst task combination in CAGrad (arXiv 2110.14048, Eq. 4).
 
     Minimises `g_w.g_0 + c |g_0| |g_w|` over the simplex, with `g_w = sum_k w_k g_k` and `g_0` the mean of all K
@@ -48,8 +53,8 @@ def cagrad_weights(cosines: jax.Array, norms: jax.Array, c: jax.typing.ArrayLike
 
 @partial(jax.jit, static_argnames="iterations")
 def cagrad_combination(
-    cosines: jax.Array, norms: jax.Array, c: jax.typing.ArrayLike, *, iterations: int = 30
-) -> jax.Array:
+    cosines: "Float[Array, 'K K']", norms: "Float[Array, 'K']", c: jax.typing.ArrayLike, *, iterations: int = 30
+) -> "Float[Array, 'K']":
     """Coefficients v of CAGrad's update itself: `d = sum_k v_k g_k = g_0 + c |g_0| g_w / |g_w|`.
 
     Use it instead of dividing by `|g_w|`: at a Pareto-stationary point with `c >= 1`, `g_w` is 0 and the quotient

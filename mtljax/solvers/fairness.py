@@ -1,12 +1,15 @@
 """Nash-MTL and FairGrad: the combination whose inner products with the gradients are powers of its weights."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mtljax.solvers._linear import advance, cholesky_solver, finite, iterate, longest_step, product, rounding
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 
 class _Point(NamedTuple):
@@ -19,8 +22,8 @@ class _Point(NamedTuple):
 
 @partial(jax.jit, static_argnames="iterations")
 def fairness_weights(
-    cosines: jax.Array, norms: jax.Array, alpha: jax.typing.ArrayLike, *, iterations: int = 64
-) -> jax.Array:
+    cosines: "Float[Array, 'K K']", norms: "Float[Array, 'K']", alpha: jax.typing.ArrayLike, *, iterations: int = 64
+) -> "Float[Array, 'K']":
     """Solves `sum_j g_k.g_j w_j = w_k^(-1/alpha)` for positive w (FairGrad, arXiv 2402.15638; Nash-MTL for alpha = 1).
 
     In unit-diagonal coordinates, `z = norms w`, the solution has `C z = y` and `z_k^(1/alpha) y_k = s_k^(1 + 1/alpha)`

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,14 @@ from mtljax.solvers._linear import (
     rounding,
 )
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
 
 @partial(jax.jit, static_argnames="iterations")
-def nonnegative_qp(matrix: jax.Array, linear: jax.Array, *, iterations: int = 20) -> jax.Array:
+def nonnegative_qp(
+    matrix: "Float[Array, 'K K']", linear: "Float[Array, 'K']", *, iterations: int = 20
+) -> "Float[Array, 'K']":
     """Minimises `x'Qx / 2 - b'x` over `x >= 0`.
 
     A primal-dual interior-point method with Mehrotra's predictor and corrector (SIAM J. Optim. 2(4), 1992), run in
@@ -79,7 +85,9 @@ def _interior_point(q: jax.Array, slope: Callable[[jax.Array], jax.Array], b: ja
 
 
 @jax.jit
-def dual_cone_weights(cosines: jax.Array, norms: jax.Array, u: jax.Array) -> jax.Array:
+def dual_cone_weights(
+    cosines: "Float[Array, 'K K']", norms: "Float[Array, 'K']", u: "Float[Array, 'K']"
+) -> "Float[Array, 'K']":
     """Weights of the projection of `sum_k u_k g_k` onto the dual cone of the gradients.
 
     Minimises `|sum_k v_k g_k|^2` subject to `v >= u`: the problem of UPGrad (one u a task: vmap over it) and of
@@ -103,7 +111,7 @@ def dual_cone_weights(cosines: jax.Array, norms: jax.Array, u: jax.Array) -> jax
 
 
 @jax.jit
-def upgrad_weights(cosines: jax.Array, norms: jax.Array) -> jax.Array:
+def upgrad_weights(cosines: "Float[Array, 'K K']", norms: "Float[Array, 'K']") -> "Float[Array, 'K']":
     """Weights of the mean of the gradients, each projected onto the dual cone (UPGrad, arXiv 2406.16232).
 
     In unit-diagonal coordinates the K projections `u_k + sum_j x_kj u_j` depend on the cosines alone, so the weights
@@ -165,7 +173,7 @@ def _by_pivoting(cosines: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 @jax.jit
-def min_norm_weights(cosines: jax.Array, norms: jax.Array) -> jax.Array:
+def min_norm_weights(cosines: "Float[Array, 'K K']", norms: "Float[Array, 'K']") -> "Float[Array, 'K']":
     """Weights of the shortest vector in the convex hull of the gradients (MGDA, arXiv 1810.04650, Eq. 3).
 
     Minimises `|sum_k w_k g_k|^2` over the simplex. In `y_k = w_k |g_k| / min|g|` the simplex reads `a'y = 1` with

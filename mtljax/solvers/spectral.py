@@ -1,6 +1,7 @@
 """Aligned-MTL: the polar factor of the gradients, from their Gramian."""
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,14 @@ from jax import lax
 
 from mtljax.solvers._linear import finite, iterate, normalised, product, rounding, triangular_solve, unit_solve
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
 _SWEEPS = 24  # bound on a quadratically convergent iteration that takes 3 to 9
 
 
 @partial(jax.jit, static_argnames="scale")
-def aligned_weights(cosines: jax.Array, norms: jax.Array, *, scale: str) -> jax.Array:
+def aligned_weights(cosines: "Float[Array, 'K K']", norms: "Float[Array, 'K']", *, scale: str) -> "Float[Array, 'K']":
     """Weights of the sum of the aligned gradients (Aligned-MTL, arXiv 2305.19000).
 
     With the singular value decomposition `J = V S Q'` of the gradients, the aligned ones are the rows of `sigma V Q'`.

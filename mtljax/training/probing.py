@@ -24,7 +24,7 @@ from mtljax.training.program import Program
 from mtljax.training.state import TrainState
 
 PyTree = Any
-Found: TypeAlias = dict[str, Any]  # arrays by name
+Measurement: TypeAlias = dict[str, Any]  # arrays by name
 GATHERED = "probe.npz"
 
 
@@ -38,8 +38,8 @@ class Probe(NamedTuple):
       summary: `(tasks, [what measure returned, ...]) -> dict` of numbers for JSON, for one epoch.
     """
 
-    measure: Callable[..., Found]
-    summary: Callable[[Sequence[str], Sequence[Found]], dict[str, Any]]
+    measure: Callable[..., Measurement]
+    summary: Callable[[Sequence[str], Sequence[Measurement]], dict[str, Any]]
 
 
 class Prober:
@@ -77,7 +77,7 @@ class Prober:
         self._warn = warn
         self._every = config.probe_every if processes.is_main() else 0  # one process looks, and writes
         self._order: tuple[int, Any] = (-1, None)
-        self._measured: dict[int, Found] = {}  # by step
+        self._measured: dict[int, Measurement] = {}  # by step
 
     def due(self, step: int) -> bool:
         """Whether to look before the update that follows `step` updates."""
