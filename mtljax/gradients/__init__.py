@@ -3,7 +3,7 @@
 `evaluate` runs the losses once (`accumulate` in parts). `container` is what methods get: a face on one of the engines
 of `backward`, `features` and `held`, which share the interface of `engine`. `gramian` holds the inner products,
 `inspection` what the jaxpr of the losses tells, `gradient_function` the door to loops of one's own. Imports nothing
-else of the package.
+else of the package but `errors`.
 """
 
 from mtljax.gradients.accumulate import accumulate

@@ -10,6 +10,7 @@ from jax import lax
 
 from mtljax.gradients.features import SplitLosses
 from mtljax.gradients.inspection import contains_convolution
+from mtljax.gradients.modules import is_nnx_module
 
 PyTree: TypeAlias = Any
 
@@ -75,6 +76,16 @@ def _each(
     stacked: tuple[int, ...] = (),
 ) -> PyTree:
     """The results for all microbatches, stacked; the arguments in `stacked` are so already."""
+    if not args or not all(-len(args) <= position < len(args) for position in argnums):
+        raise ValueError(
+            f"accumulate cuts positional arguments, argnums={argnums} of {len(args)}: pass the batch by position, "
+            "and name in argnums the arguments that hold one"
+        )
+    if is_nnx_module(params):
+        raise ValueError(
+            "accumulate repeats a function of parameters: batch statistics and dropout streams of an nnx.Module would "
+            "be lost, so call nnx.split and make losses_fn a function of its state, or use optax.MultiSteps"
+        )
     positions = [position % len(args) for position in argnums]
     parts = {i: args[i] if i in stacked else _cut(args[i], count) for i in positions}
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from mtljax.gradients.choice import listed
@@ -37,7 +38,11 @@ def loss_vector(
         if (tasks is not None and names != tasks) or len(names) != num_tasks:
             expected = f"the tasks {list(tasks)}" if tasks is not None else f"{num_tasks} tasks"
             raise ValueError(f"{what}: got the keys {list(names)}, expected those of {expected}")
-        return jnp.stack([jnp.asarray(losses[name]) for name in names])
+        return (
+            jnp.stack(evaluated(losses).losses)
+            if what == "losses_after"
+            else jnp.stack([jnp.asarray(losses[name]) for name in names])
+        )
     vector = jnp.asarray(losses)
     if vector.shape != (num_tasks,):
         raise ValueError(
@@ -76,7 +81,7 @@ def evaluated(losses: Any, axis_name: Any = None) -> Values:
         what = "an empty dict" if isinstance(losses, Mapping) else f"a {type(losses).__name__}"
         raise ValueError(
             f"losses_fn returned {what}, expected a dict of scalar losses, one a task, e.g. "
-            '{"left": loss_left, "right": loss_right}'
+            '{"left": loss_left, "right": loss_right}, or with has_aux=True a pair of such a dict and anything else'
         )
     values, counts = {}, {}
     for name, loss in losses.items():
@@ -86,14 +91,18 @@ def evaluated(losses: Any, axis_name: Any = None) -> Values:
             total, count = (_scalar(name, part) for part in loss)
             count = lax.stop_gradient(count)
             counts[name] = count if axis_name is None else lax.pmean(count, axis_name)
-            loss = total / jnp.where(counts[name] > 0, counts[name], 1).astype(total.dtype)
+            empty = counts[name] == 0  # a count that is NaN makes the loss NaN
+            quotient = total / jnp.where(empty, 1, counts[name]).astype(total.dtype)
+            loss = jnp.where(empty, jnp.zeros_like(quotient), quotient)
         values[name] = _scalar(name, loss)
         if not jnp.issubdtype(values[name].dtype, jnp.floating):
             raise ValueError(
                 f"the loss of task {name!r} has dtype {values[name].dtype}, expected a floating point scalar"
             )
     tasks = tuple(sorted(values))
-    present = jnp.stack([counts[name] > 0 if name in counts else jnp.bool_(True) for name in tasks]) if counts else None
+    present = None
+    if counts:
+        present = jnp.stack([counts[name] != 0 if name in counts else jnp.bool_(True) for name in tasks])
     return Values(tasks, tuple(values[name] for name in tasks), present)
 
 
@@ -246,12 +255,20 @@ def mask(name: str, value: Mask, params: PyTree) -> PyTree:
     Raises:
       ValueError: if the structure is another.
     """
-    if callable(value):
-        return jax.tree_util.tree_map_with_path(lambda path, _: bool(value(path)), params)
-    treedef = jax.tree.structure(params)
-    if jax.tree.structure(value) != treedef:
+    try:
+        return jax.tree.map(
+            lambda leaf, flag: None if leaf is None else _flag(flag), params, value, is_leaf=lambda leaf: leaf is None
+        )
+    except (TypeError, ValueError):
+        if callable(value):
+            return jax.tree_util.tree_map_with_path(lambda path, _: bool(value(path)), params)
         raise ValueError(
             f"{name} has the structure {jax.tree.structure(value)}, expected a predicate on the key path or a pytree "
-            f"of bools like params, {treedef}"
-        )
-    return jax.tree.map(bool, value)
+            f"of bools like params, {jax.tree.structure(params)}"
+        ) from None
+
+
+def _flag(value: Any) -> bool:
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    raise TypeError(f"expected true or false, got {value!r}")

@@ -211,8 +211,7 @@ class TaskGradients:
           ValueError: if the gradients were made from an explicit Jacobian.
         """
         source_of(self.engine)
-        engine: Any = self.engine
-        return self.with_jacobian(engine.changes(move))
+        return self.with_jacobian(self.engine.changes(move))
 
     def moved_to(self, params: PyTree) -> "TaskGradients":
         """The gradients of the same losses on the same data at other parameters, as lazy as these.

@@ -1,5 +1,6 @@
 """What every engine offers, and the sums and averages they share."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
@@ -49,6 +50,10 @@ class Engine(Protocol):
 
     def at(self, params_per_task: PyTree) -> tuple[PyTree, jax.Array]:
         """Jacobian and (K,) losses with task k at its own parameters, leaves (K, *shape)."""
+        ...
+
+    def changes(self, move: Callable[[PyTree], tuple[PyTree, jax.Array]]) -> PyTree:
+        """How each gradient changes where `move` takes its task, leaves (K, *shape); see `TaskGradients.changes`."""
         ...
 
     def held(self) -> "Engine":

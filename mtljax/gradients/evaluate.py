@@ -25,6 +25,7 @@ from mtljax.gradients.inspection import (
     leaves_of_common_terms,
     repeated_leaves,
 )
+from mtljax.gradients.modules import functional, is_nnx_module
 
 Reduce: TypeAlias = Literal["mean", "scatter"]
 
@@ -104,6 +105,8 @@ def task_gradients(
 
     def flat(result: Any) -> tuple[tuple[jax.Array, ...], Any]:
         nonlocal tasks
+        if has_aux and not (isinstance(result, tuple) and len(result) == 2):
+            raise ValueError(f"with has_aux=True losses_fn returns (losses, aux), got a {type(result).__name__}")
         losses, aux = result if has_aux else (result, None)
         tasks, values, present = arguments.evaluated(losses, axis_name)
         return values, (aux, present)
@@ -188,7 +191,7 @@ def explain(losses_fn: Callable[..., Any], params: PyTree, *args: Any, **options
 
     Args:
       losses_fn: as in `task_gradients`; it is traced, not run.
-      params: the parameters, or their shapes.
+      params: the parameters, or their shapes, or an `nnx.Module`.
       *args: further arguments of `losses_fn`, or their shapes.
       **options: keyword arguments of `task_gradients`.
 
@@ -196,6 +199,9 @@ def explain(losses_fn: Callable[..., Any], params: PyTree, *args: Any, **options
       One line.
     """
     lines = []
+    if is_nnx_module(params):
+        losses_fn, params, _ = functional(losses_fn, params, has_aux=options.pop("has_aux", False))
+        options["has_aux"] = True
     leaves, treedef = jax.tree.flatten((params, args))
     arrays = [leaf if hasattr(leaf, "dtype") else None for leaf in leaves]
 

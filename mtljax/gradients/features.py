@@ -48,10 +48,11 @@ def split(encode: Callable[..., PyTree], heads: Callable[..., Any]) -> SplitLoss
 
     The Gramian of "features" compares tasks example by example. Where two tasks have no example in common (each reads
     an input of its own, or labels are on different examples) their product is exactly 0 whatever the gradients of the
-    parameters do, and a method sees no conflict: mode "features" warns of that, and another mode is the cure.
+    parameters do, and a method sees no conflict: mode "features" warns of that, and another mode is the cure. It warns
+    of products that are exactly 0 alone: tasks with few examples in common are nearly as blind, without a word.
 
     Args:
-      encode: `(params, *args, **kwargs) -> z`, the representation: a pytree, examples along the leading axes. What it
+      encode: `(params, *args, **kwargs) -> z`, the representation: a pytree, examples along the leading axis. What it
         holds besides, such as batch statistics to be handed on, has no gradient and takes no part.
       heads: `(params, z, *args, **kwargs) -> {task: loss}`, or `({task: loss}, aux)` with `has_aux`.
 

@@ -1,18 +1,23 @@
 """The door to loops of one's own: losses of several tasks in, one plain gradient out."""
 
 import dataclasses
-import sys
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
+from mtljax.errors import unknown
 from mtljax.gradients import arguments
 from mtljax.gradients.choice import Mode
+from mtljax.gradients.container import TaskGradients
 from mtljax.gradients.engine import PyTree
 from mtljax.gradients.evaluate import Reduce, task_gradients
 from mtljax.gradients.features import SplitLosses
+from mtljax.gradients.modules import functional, is_nnx_module, move
 
 
 @jax.tree_util.register_pytree_node_class
@@ -29,6 +34,8 @@ class IndependentBatches:
     """
 
     def __init__(self, *batches: PyTree):
+        if not batches:
+            raise ValueError("IndependentBatches needs at least one batch")
         self.batches = batches
 
     def tree_flatten(self) -> tuple[tuple[PyTree, ...], None]:
@@ -54,8 +61,8 @@ class GradientFunction:
 
     def init(self, params: PyTree) -> Any:
         """The state of the method for these parameters (or this `nnx.Module`)."""
-        if _is_module(params):
-            params = _split(params, self.wrt)[1]
+        if is_nnx_module(params):
+            params = functional(self.losses_fn, params, self.wrt).params
         return self.method.init(arguments.differentiable(params))
 
     def __call__(
@@ -67,14 +74,26 @@ class GradientFunction:
         **kwargs: Any,
     ) -> tuple[tuple[Any, PyTree], Any]:
         """The losses of a batch, one gradient, and the state of the method after it; see `value_and_grad`."""
-        losses_fn, params, finish = self._plain(params)
-        losses, every_aux, gradient, method_state = self._evaluated(
-            losses_fn, params, method_state, _batches(args, kwargs), method_args or {}
-        )
-        gradient, every_aux = finish(gradient, every_aux)
+        _check_method_args(method_args or {})
+        batches = _batches(args, kwargs)
+        if is_nnx_module(params):
+            if self.options["mode"] == "features":
+                raise ValueError('mode="features" splits functions of parameters, not an nnx.Module: use another mode')
+            module, (losses_fn, params, treedef) = params, functional(self.losses_fn, params, self.wrt, self.has_aux)
+            losses, every, gradient, method_state = self._evaluated(
+                losses_fn, params, method_state, batches, method_args
+            )
+            gradient = jax.tree.unflatten(treedef, jax.tree.leaves(gradient))
+            every_aux, every_state = zip(*every, strict=True)
+            move(module, every_state[-1])  # once a step
+        else:
+            losses_fn = self.losses_fn if self.has_aux else _with_aux(self.losses_fn)
+            losses, every_aux, gradient, method_state = self._evaluated(
+                losses_fn, params, method_state, batches, method_args
+            )
         if not self.has_aux:
             return (losses, gradient), method_state
-        return ((losses, every_aux if len(every_aux) > 1 else every_aux[0]), gradient), method_state
+        return ((losses, tuple(every_aux) if len(batches) > 1 else every_aux[0]), gradient), method_state
 
     def _evaluated(
         self,
@@ -82,54 +101,30 @@ class GradientFunction:
         params: PyTree,
         method_state: Any,
         batches: list[tuple[tuple[Any, ...], dict[str, Any]]],
-        method_args: Mapping[str, Any],
-    ) -> tuple[dict[str, jax.Array], tuple[Any, ...], PyTree, Any]:
+        method_args: Mapping[str, Any] | None,
+    ) -> tuple[dict[str, jax.Array], Sequence[Any], PyTree, Any]:
         """Losses, aux of each batch, the gradient and the state of the method, by losses that return aux."""
-        every_losses, every_aux, gradients = [], [], []
+        every_aux, gradients = [], []
         for args, kwargs in batches:
-            (losses, aux), grads = task_gradients(losses_fn, params, *args, has_aux=True, **self.options, **kwargs)
-            every_losses.append(losses)
+            (_, aux), grads = task_gradients(_bound(losses_fn, kwargs), params, *args, has_aux=True, **self.options)
             every_aux.append(aux)
             gradients.append(grads)
-        losses = jax.tree.map(lambda *values: sum(values) / len(values), *every_losses)
+        losses = _mean_losses(gradients)
         trained = arguments.differentiable(params)
         update: Any = self.method.update
         updates = tuple(gradients) if len(gradients) > 1 else gradients[0]
-        gradient, method_state = update(updates, method_state, trained, losses=losses, **method_args)
+        gradient, method_state = update(updates, method_state, trained, losses=losses, **(method_args or {}))
+        if isinstance(gradient, TaskGradients):
+            raise ValueError(
+                "value_and_grad: the method returned the gradients of several tasks: put one that combines them, such "
+                "as mtl.ew(), behind it in optax.chain"
+            )
         if self.regularizer is not None:
             regularizer = self.regularizer
             term = jax.grad(lambda p: regularizer(arguments.merged(p, params)))(trained)
             mask = arguments.trainable_mask(self.options["trainable"], trained)
             gradient = jax.tree.map(lambda g, t, train: g + t if train else g, gradient, term, mask)
-        return losses, tuple(every_aux), gradient, method_state
-
-    def _plain(self, params: PyTree) -> tuple[Callable[..., Any], PyTree, Callable[..., Any]]:
-        """Losses (with aux) and parameters as pure functions and arrays, and what makes of a gradient the caller's."""
-        if not _is_module(params):
-            losses_fn = self.losses_fn if self.has_aux else _with_aux(self.losses_fn)
-            return losses_fn, params, lambda gradient, every_aux: (gradient, every_aux)
-        from flax import nnx
-
-        if self.options["mode"] == "features":
-            raise ValueError('mode="features" splits functions of parameters, not an nnx.Module: use another mode')
-        module = params
-        graph, trained, state, rest = _split(module, self.wrt)
-        treedef = jax.tree.structure(state)
-        others, other_treedef = jax.tree.flatten(rest)
-
-        def losses_fn(params: PyTree, *args: Any, **kwargs: Any) -> Any:
-            # Unflattened anew, so that the variables belong to the trace that changes them.
-            moving = jax.tree.unflatten(other_treedef, others)
-            copy = nnx.merge(graph, jax.tree.unflatten(treedef, jax.tree.leaves(params)), moving)
-            result = self.losses_fn(copy, *args, **kwargs)
-            losses, aux = result if self.has_aux else (result, None)
-            return losses, (aux, _split(copy, self.wrt)[3])
-
-        def finish(gradient: PyTree, every_aux: tuple[Any, ...]) -> tuple[PyTree, tuple[Any, ...]]:
-            nnx.update(module, every_aux[-1][1])  # batch statistics and dropout streams move once
-            return jax.tree.unflatten(treedef, jax.tree.leaves(gradient)), tuple(aux for aux, _ in every_aux)
-
-        return losses_fn, trained, finish
+        return losses, every_aux, gradient, method_state
 
 
 def value_and_grad(
@@ -166,7 +161,8 @@ def value_and_grad(
       it traces; without it the state decides.
     - `famo` learns from the losses of the batch before at the current parameters. Evaluate them once the parameters
       have moved, `after = losses_fn(params, batch)`, and hand them to the next call as
-      `method_args={"losses_after": after}`. Without them the losses of the next batch stand in.
+      `method_args={"losses_after": after}`. Without them the losses of the next batch stand in. After a batch that was
+      skipped, hand over those of the batch before it, or NaN, from which nothing is learned.
     - `modo` and `sdmgrad` want up to three independent batches: `gradient_fn(params, method_state,
       mtl.IndependentBatches(first, second, third))`. Losses are their means, aux is a tuple with one of each.
     - `fs_mtl` evaluates the losses again at perturbed parameters: nothing to do. Auxiliary outputs and the state of a
@@ -176,7 +172,7 @@ def value_and_grad(
     Args:
       losses_fn: as in `task_gradients`: `losses_fn(params, *args, **kwargs)` returns a dict of losses, one a task, or
         with `has_aux` a pair `(losses, aux)`.
-      method: a method, or an `optax.chain` that starts with one (or with `per_task` and one).
+      method: a method, or an `optax.chain` that starts with one, or with `per_task` and one.
       shared: which parameters are shared, as in `task_gradients`.
       subset: which of them enter the Gramian, as there.
       trainable: which parameters are trained, as there: the gradient of the others is 0, and they enter no Gramian.
@@ -232,6 +228,14 @@ def _batches(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[tup
     ]
 
 
+def _mean_losses(gradients: Sequence[TaskGradients]) -> dict[str, jax.Array]:
+    """The losses by task, of several batches the mean over those in which the task has a label."""
+    losses = jnp.stack([jnp.asarray(grads.losses) for grads in gradients])
+    present = jnp.stack([jnp.ones(len(losses[0]), bool) if g.present is None else g.present for g in gradients])
+    means = jnp.sum(losses * present, axis=0) / jnp.maximum(jnp.sum(present, axis=0), 1).astype(losses.dtype)
+    return dict(zip(gradients[0].tasks or (), means if len(gradients) > 1 else losses[0], strict=True))
+
+
 def _with_aux(losses_fn: Callable[..., Any]) -> Callable[..., Any]:
     """The same losses with None beside them; split ones stay split."""
     if isinstance(losses_fn, SplitLosses):
@@ -240,15 +244,20 @@ def _with_aux(losses_fn: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: (losses_fn(*args, **kwargs), None)
 
 
-def _is_module(params: Any) -> bool:
-    """Whether these are an `nnx.Module`; without importing flax for those who do not use it."""
-    nnx = sys.modules.get("flax.nnx")
-    return nnx is not None and isinstance(params, nnx.Module)
+def _bound(losses_fn: Callable[..., Any], kwargs: Mapping[str, Any]) -> Callable[..., Any]:
+    """The losses with keyword arguments bound, whatever their names; split ones stay split."""
+    if not kwargs:
+        return losses_fn
+    if isinstance(losses_fn, SplitLosses):
+        return SplitLosses(partial(losses_fn.encode, **kwargs), partial(losses_fn.heads, **kwargs))
+    return partial(losses_fn, **kwargs)
 
 
-def _split(module: Any, wrt: Any) -> tuple[Any, PyTree, Any, Any]:
-    """Graph, parameters as nested dicts of arrays, the same as a state, and the rest of the state."""
-    from flax import nnx
-
-    graph, state, rest = nnx.split(module, nnx.Param if wrt is None else wrt, ...)
-    return graph, nnx.to_pure_dict(state), state, rest
+def _check_method_args(method_args: Mapping[str, Any]) -> None:
+    """Refuses what no method reads; other names may be those of another optax transformation in the chain."""
+    known = ("losses_after", "present", "solve")
+    for name in method_args:
+        if name in ("losses", "shared"):
+            raise ValueError(f"method_args: {name} is known already; a method may be told {', '.join(known)}")
+        if name not in known and difflib.get_close_matches(name, known, cutoff=0.7):
+            raise unknown("argument of a method in method_args", name, known)

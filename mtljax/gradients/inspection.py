@@ -1,7 +1,10 @@
 """What the jaxpr of the linearized losses tells before anything is differentiated."""
 
+import functools
+import math
+import operator
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jax.extend.core import Literal
@@ -48,10 +51,10 @@ class _Operation(NamedTuple):
     """One equation, those of inner functions written out."""
 
     name: str
-    inputs: tuple[int, ...]  # numbers of variables; literals and constants have none
+    inputs: tuple[tuple[int, int], ...]  # number and size of the variables that carry tangents
     outputs: tuple[int, ...]
-    in_shapes: tuple[tuple[int, ...], ...]  # of all inputs, constants included
-    out_shapes: tuple[tuple[int, ...], ...]
+    size: int  # of the largest output
+    shapes: tuple[tuple[int, ...], ...]  # of all inputs, constants included, and outputs
 
 
 class _Program(NamedTuple):
@@ -84,13 +87,15 @@ def _program(jaxpr: Any) -> _Program:
                 results = run(inner[0], inputs)
             else:
                 results = [next(counter) for _ in equation.outvars]
+                shapes = [tuple(getattr(a.aval, "shape", ())) for a in (*equation.invars, *equation.outvars)]
+                carried = zip(inputs, shapes, strict=False)
                 operations.append(
                     _Operation(
                         equation.primitive.name,
-                        tuple(i for i in inputs if i is not None),
+                        tuple((i, math.prod(shape)) for i, shape in carried if i is not None),
                         tuple(results),
-                        tuple(tuple(getattr(atom.aval, "shape", ())) for atom in equation.invars),
-                        tuple(tuple(getattr(atom.aval, "shape", ())) for atom in equation.outvars),
+                        max(map(math.prod, shapes[len(inputs) :])),
+                        tuple(shapes),
                     )
                 )
             numbers.update(zip(equation.outvars, results, strict=True))
@@ -102,7 +107,7 @@ def _program(jaxpr: Any) -> _Program:
 
 # Operations on one tangent that leave its numbers as they are, and those that do not mix its coordinates either.
 _RESHAPING = ("convert_element_type", "reshape", "transpose", "squeeze", "expand_dims", "copy", "copy_p")
-_ELEMENTWISE = (*_RESHAPING, "mul", "div", "neg", "add", "add_any", "sub", "reduce_sum", "select_n", "concatenate")
+_ELEMENTWISE = (*_RESHAPING, "mul", "div", "neg", "add", "add_any", "sub", "reduce_sum", "select_n", "slice")
 
 
 def repeated_leaves(jaxpr: Any, leaf_tasks: Sequence[tuple[int, ...]]) -> list[int]:
@@ -116,30 +121,30 @@ def repeated_leaves(jaxpr: Any, leaf_tasks: Sequence[tuple[int, ...]]) -> list[i
       Indices of the leaves.
     """
     program = _program(jaxpr)
-    reached: dict[int, set[int]] = defaultdict(set)
+    reached: dict[int, int] = defaultdict(int)  # variable: the losses it reaches, as bits
     for k, loss in enumerate(program.losses):
         if loss is not None:
-            reached[loss].add(k)
+            reached[loss] |= 1 << k
     for operation in reversed(program.operations):
-        tasks = set().union(*(reached[i] for i in operation.outputs))
-        for i in operation.inputs:
-            reached[i] |= tasks
+        for i, _ in operation.inputs:
+            reached[i] |= _any_of(reached, operation.outputs)
     leaf_of = {number: i for i, number in enumerate(program.leaves)}
-    products: dict[tuple[int, Any], list[set[int]]] = defaultdict(list)
+    products: dict[tuple[int, Any], list[int]] = defaultdict(list)
     for operation in program.operations:
-        tasks = set().union(*(reached[i] for i in operation.outputs))
-        for i in set(operation.inputs) & leaf_of.keys():
+        tasks = _any_of(reached, operation.outputs)
+        for i in {i for i, _ in operation.inputs} & leaf_of.keys():
             if operation.name in _RESHAPING:
                 leaf_of[operation.outputs[0]] = leaf_of[i]
             elif operation.name not in _ELEMENTWISE and tasks:
-                signature = (operation.name, operation.in_shapes, operation.out_shapes)
-                products[leaf_of[i], signature].append(tasks)
-    repeated = {
-        leaf
-        for (leaf, _), each in products.items()
-        if len(each) > 1 and all(len(tasks) == 1 for tasks in each) and set().union(*each) == set(leaf_tasks[leaf])
-    }
-    return sorted(repeated)
+                products[leaf_of[i], (operation.name, operation.shapes)].append(tasks)
+    readers = [sum(1 << k for k in tasks) for tasks in leaf_tasks]
+    return sorted(
+        {
+            leaf
+            for (leaf, _), each in products.items()
+            if len(each) > 1 and all(tasks.bit_count() == 1 for tasks in each) and _union(each) == readers[leaf]
+        }
+    )
 
 
 def leaves_of_common_terms(jaxpr: Any) -> list[int]:
@@ -149,34 +154,30 @@ def leaves_of_common_terms(jaxpr: Any) -> list[int]:
     every loss reads it so, and exactly one loss reads it in another way too, beside a trunk that several read.
     """
     program = _program(jaxpr)
-    num_tasks = len(program.losses)
-    if num_tasks < 2:
-        return []
-    alone: dict[int, set[int]] = defaultdict(set)  # variable: leaves it reads coordinate by coordinate
-    mixed: dict[int, set[int]] = defaultdict(set)  # variable: leaves it reads in another way
-    for i, number in enumerate(program.leaves):
-        alone[number].add(i)
-    for operation in program.operations:
-        by_itself = set().union(*(alone[i] for i in operation.inputs))
-        with_others = set().union(*(mixed[i] for i in operation.inputs))
-        size = max(_size(shape) for shape in operation.out_shapes)
-        keeps = operation.name in _ELEMENTWISE and size <= max(_size(shape) for shape in operation.in_shapes)
-        keeps |= operation.name == "broadcast_in_dim" and size == _size(operation.in_shapes[0])
-        keeps |= operation.name == "dot_general" and size == 1
-        for output in operation.outputs:
-            alone[output] |= by_itself if keeps else set()
-            mixed[output] |= with_others if keeps else with_others | by_itself
     losses = [loss for loss in program.losses if loss is not None]
-    if len(losses) < num_tasks:
+    if len(losses) < max(2, len(program.losses)):
         return []
-    readers = [sum(i in mixed[loss] for loss in losses) for i in range(len(program.leaves))]
+    alone: dict[int, int] = defaultdict(int)  # variable: the leaves it reads coordinate by coordinate, as bits
+    mixed: dict[int, int] = defaultdict(int)  # variable: the leaves it reads in another way
+    for i, number in enumerate(program.leaves):
+        alone[number] = 1 << i
+    for operation in program.operations:
+        name, size = operation.name, operation.size
+        for i, input_size in operation.inputs:
+            keeps = name == "concatenate" or (name == "dot_general" and size == 1)
+            keeps |= name in (*_ELEMENTWISE, "broadcast_in_dim") and size <= input_size
+            for output in operation.outputs:
+                alone[output] |= alone[i] if keeps else 0
+                mixed[output] |= mixed[i] if keeps else mixed[i] | alone[i]
+    readers = [sum(mixed[loss] >> i & 1 for loss in losses) for i in range(len(program.leaves))]
     if max(readers, default=0) < 2:  # no trunk, so no heads
         return []
-    return [i for i, count in enumerate(readers) if count == 1 and all(i in alone[loss] for loss in losses)]
+    return [i for i, count in enumerate(readers) if count == 1 and all(alone[loss] >> i & 1 for loss in losses)]
 
 
-def _size(shape: tuple[int, ...]) -> int:
-    total = 1
-    for length in shape:
-        total *= length
-    return total
+def _any_of(bits: dict[int, int], variables: tuple[int, ...]) -> int:
+    return _union(bits[i] for i in variables)
+
+
+def _union(masks: Iterable[int]) -> int:
+    return functools.reduce(operator.or_, masks, 0)

@@ -106,11 +106,11 @@ def weighting(
     remembers = init_memory is not None or seed is not None or update_every is not None
 
     def combined(grads: TaskGradients, weights: jax.Array, memory: Any, good: jax.Array) -> PyTree:
-        """The weighted sum, NaN in a step that is not good."""
+        """The weighted sum of the present tasks, NaN in a step that is not good."""
         own = scale_own(memory) if callable(scale_own) else scale_own
-        weights = jnp.where(good, weights, jnp.nan)
+        weights = jnp.where(good, _of_present(grads, weights), jnp.nan)
         if own is not True:
-            own = jnp.where(good, jnp.ones_like(weights) if own is False else own, jnp.nan)
+            own = jnp.where(good, _of_present(grads, jnp.ones_like(weights) if own is False else own), jnp.nan)
         return grads.combine(weights, scale_own=own)
 
     def solve_fn(
@@ -120,8 +120,9 @@ def weighting(
         if needs == "gramian":
             grads = [each.materialize() if batches else each.with_gramian() for each in grads]
         last, losses = grads[-1], _losses(grads[-1])
-        gramian = grads[0].scaled_gramian() if needs == "gramian" and not batches else None
-        cross = grads[0].cross_gramian(grads[min(1, len(grads) - 1)]) if batches else None
+        gramian = _of_present(grads[0], grads[0].scaled_gramian()) if needs == "gramian" and not batches else None
+        second = grads[min(1, len(grads) - 1)]
+        cross = _of_present(second, _of_present(grads[0], grads[0].cross_gramian(second))) if batches else None
         norms = gramian.norms if gramian else jnp.minimum(cross.left, cross.right) if cross else None
         present = present_tasks(last.num_tasks, last.present, losses, norms)
         signals = _signals(
@@ -136,9 +137,7 @@ def weighting(
             present=present,
         )
         weights, memory = weigh(state.memory, signals)
-        # At the first update there was no batch before.
-        later = None if losses_after is None else jnp.where(state.step > 0, losses_after, 0)
-        good = all_finite((losses, later, norms, weights, memory))
+        good = all_finite((losses, norms, weights, memory))
         gradient = combined(last, weights, state.memory, good)
         return gradient, only_if(good, advanced(state, weights, key, memory, present, waits), state)
 
@@ -238,6 +237,8 @@ def jacobian_method(
         _check_tasks(name, grads, state, reads_losses, task_names)
         key, subkey = (None, None) if state.key is None else jax.random.split(state.key)
         grads = grads.materialize(whole=True)
+        if grads.present is not None:
+            grads = grads.map(lambda rows: _of_present(grads, rows))
         vector = _losses(grads)
         peaks = row_peaks(grads.jacobian(), grads.num_tasks)
         labelled = present_tasks(grads.num_tasks, grads.present, vector, peaks)
@@ -259,13 +260,27 @@ def jacobian_method(
 
 
 def _signals(**fields: Any) -> Signals:
-    return Signals(**{name: fields.get(name) for name in Signals._fields})  # pyright: ignore[reportArgumentType]
+    return Signals(**{**dict.fromkeys(Signals._fields), **fields})  # pyright: ignore[reportArgumentType]
+
+
+def _of_present(grads: TaskGradients, tree: Any) -> Any:
+    """Arrays with leading axes of tasks, with zeros for those that are told to be absent."""
+    present = grads.present
+    if present is None:
+        return tree
+
+    def masked(leaf: jax.Array) -> jax.Array:
+        between_tasks = isinstance(tree, (Gramian, CrossGramian)) and leaf.ndim == 2
+        mask = present[:, None] & present if between_tasks else present.reshape(-1, *(1,) * (leaf.ndim - 1))
+        return jnp.where(mask, leaf, jnp.zeros_like(leaf))
+
+    return jax.tree.map(masked, tree)
 
 
 def _check_update_every(name: str, update_every: int | None, num_tasks: int | None) -> None:
     if update_every is None:
         return
-    if not isinstance(update_every, int) or update_every < 1:
+    if isinstance(update_every, bool) or not isinstance(update_every, int) or update_every < 1:
         raise ValueError(
             f"{name}: update_every must be a positive Python int, got {update_every!r} "
             '(inside optax.inject_hyperparams, pass static_args=("update_every", "num_tasks"))'
@@ -281,6 +296,9 @@ def _check_tasks(
     reads_losses: bool,
     task_names: tuple[str, ...] | None,
 ) -> None:
+    if not isinstance(state, MethodState):
+        got = type(state).__name__
+        raise ValueError(f"{name}: the state must be that of init(params) or of the last update, got {got}")
     if state.weights is not None and state.weights.shape != (grads.num_tasks,):
         raise ValueError(
             f"{name}: built with num_tasks={state.weights.shape[0]}, but got the gradients of {grads.num_tasks}"
@@ -294,7 +312,8 @@ def _check_tasks(
 
 
 def _losses(grads: TaskGradients) -> jax.Array | None:
-    """The (K,) losses as constants, in float32 at least."""
+    """The (K,) losses as constants, in float32 at least; 0 for tasks that are told to be absent."""
     if grads.losses is None:
         return None
-    return lax.stop_gradient(grads.losses.astype(jnp.promote_types(grads.losses.dtype, jnp.float32)))
+    losses = grads.losses.astype(jnp.promote_types(grads.losses.dtype, jnp.float32))
+    return lax.stop_gradient(_of_present(grads, losses))

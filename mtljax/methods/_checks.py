@@ -58,11 +58,18 @@ def check_choice(name: str, argument: str, value: str, choices: tuple[str, ...])
         raise ValueError(f"{name}: {argument} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
+def check_seed(name: str, seed: Any) -> None:
+    """Raises ValueError when a seed is no whole number."""
+    if seed is not None and is_concrete(seed) and not jnp.issubdtype(jnp.result_type(seed), jnp.integer):
+        raise ValueError(f"{name}: seed must be a whole number, got {seed!r}")
+
+
 def check_num_tasks(name: str, num_tasks: Any) -> None:
     """Raises ValueError when K is no positive whole number."""
     if num_tasks is None or not is_concrete(num_tasks):
         return
-    if isinstance(num_tasks, (str, bool, float)) or int(num_tasks) < 1:
+    whole = hasattr(num_tasks, "dtype") or isinstance(num_tasks, int)
+    if isinstance(num_tasks, bool) or not whole or int(num_tasks) < 1:
         raise ValueError(f"{name}: num_tasks must be at least 1, a whole number, got {num_tasks!r}")
 
 
@@ -111,6 +118,11 @@ def _check_type(name: str, parameter: inspect.Parameter, value: Any) -> None:
     annotation, default = str(parameter.annotation), parameter.default
     if hasattr(value, "dtype") or value is default or (value is None and "None" in annotation):
         return
+    if "GradientTransformation" in annotation and not callable(getattr(value, "update", None)):
+        raise ValueError(
+            f"{name}: {parameter.name} must be an optax transformation, got {value!r}"
+            + (": mtl.methods.create(name) builds a method by its name" if parameter.name.endswith("base") else "")
+        )
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise ValueError(f"{name}: {parameter.name} must be True or False, got {value!r}")

@@ -58,7 +58,7 @@ def sum_of_per_task(
 
     def init_memory(num_tasks: int, params: PyTree) -> Any:
         dtype = state_dtype(params)
-        return per_task(transformation, num_tasks).init(jax.tree.map(lambda leaf: leaf.astype(dtype), params))
+        return per_task(transformation, num_tasks).init(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params))
 
     def rule(memory: Any, signals: Signals) -> Any:
         grads = signals.grads

@@ -41,12 +41,12 @@ def uphill(params: PyTree, rows: PyTree, shared: PyTree, radius: Radius) -> tupl
     """
     leaves, treedef = jax.tree.flatten(params)
     dtype = state_dtype(params)
-    gradients = [leaf.reshape(leaf.shape[0], -1).astype(dtype) for leaf in jax.tree.leaves(rows)]
+    gradients = [leaf.reshape(leaf.shape[0], leaf[0].size).astype(dtype) for leaf in jax.tree.leaves(rows)]
     flags = [radius.joint or flag for flag in jax.tree.leaves(shared)]
-    points: list[Any] = list(leaves)
+    points: list[Any] = [jnp.broadcast_to(leaf, (len(gradients[0]), *leaf.shape)) for leaf in leaves]
     moved = jnp.zeros(len(gradients[0]), bool)
     for flag, rho in ((True, radius.rho), (False, radius.rho if radius.rho_heads is None else radius.rho_heads)):
-        chosen = [i for i, each in enumerate(flags) if each is flag]
+        chosen = [i for i, each in enumerate(flags) if each is flag and leaves[i].size]
         if not chosen:
             continue
         sizes = [jnp.abs(leaves[i].reshape(-1)).astype(dtype) if radius.adaptive else 1 for i in chosen]

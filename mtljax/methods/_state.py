@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mtljax.gradients import PyTree
-from mtljax.methods._checks import Scalar, check_num_tasks, static_int
+from mtljax.methods._checks import Scalar, check_num_tasks, check_seed, static_int
 from mtljax.methods._losses import waiting
 
 # `init_memory(num_tasks, params) -> memory`, a NamedTuple of arrays whose shapes and dtypes never change: scalars, or
@@ -38,6 +38,7 @@ def initializer(
 ) -> Callable[..., Any]:
     """The `init` of a method's transformation; its arguments are those of `weighting`."""
     check_num_tasks(name, num_tasks)
+    check_seed(name, seed)
     if init_memory is not None and num_tasks is None:
         raise ValueError(f"{name} remembers something of every task; pass num_tasks=K")
 
@@ -78,7 +79,7 @@ def only_if(good: jax.Array, new: PyTree, old: PyTree) -> PyTree:
 
 def state_dtype(params: PyTree) -> Any:
     """The dtype of weights and averages: that of the parameters, float32 at least."""
-    return jnp.result_type(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves(params)))
+    return jnp.result_type(jnp.float32, *jax.tree.leaves(params))
 
 
 def task_weights(opt_state: PyTree) -> jax.Array | None:

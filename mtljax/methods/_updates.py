@@ -38,11 +38,17 @@ def as_task_gradients(
             updates if losses is None else updates.with_losses(loss_vector(losses, updates.tasks, updates.num_tasks))
         )
     else:
+        if isinstance(updates, tuple) and any(isinstance(each, TaskGradients) for each in updates):
+            raise ValueError(
+                f"{name}: takes the gradients of one batch, got those of {len(updates)}: independent batches are for "
+                "modo and sdmgrad, alone or inside fs_mtl"
+            )
         if _is_by_task(updates, params, losses):
-            shapes = {task: jax.tree.map(jnp.shape, gradient) for task, gradient in updates.items()}
+            by_task: Any = updates
+            shapes = {task: jax.tree.map(jnp.shape, gradient) for task, gradient in by_task.items()}
             if any(shape != next(iter(shapes.values())) for shape in shapes.values()):
                 raise ValueError(f"{name}: the gradients of a dict by task must have the same shapes, got {shapes}")
-            rows = [updates[task] for task in sorted(updates)]
+            rows = [by_task[task] for task in sorted(by_task)]
             updates = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
         elif params is not None:
             _check_jacobian(name, updates, params)

@@ -137,11 +137,6 @@ def fs_mtl(
       Kwon et al., `ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural Networks
       <https://arxiv.org/abs/2102.11600>`_, ICML 2021
     """
-    if base is not None and not (callable(getattr(base, "init", None)) and callable(getattr(base, "update", None))):
-        raise ValueError(
-            f"fs_mtl: base must be a transformation, such as mtl.cagrad(), got {base!r}: mtl.methods.create(name) "
-            "builds one by its name"
-        )
     check_range("fs_mtl", ">= 0", rho=rho)
     if rho_heads is not None:
         check_range("fs_mtl", ">= 0", rho_heads=rho_heads)
@@ -150,7 +145,8 @@ def fs_mtl(
     check_choice("fs_mtl", "norm", norm, NORMS)
     check_choice("fs_mtl", "aggregate", aggregate, AGGREGATES)
     check_num_tasks("fs_mtl", num_tasks)
-    if perturb_every is not None and (not isinstance(perturb_every, int) or perturb_every < 1):
+    wrong = isinstance(perturb_every, bool) or not isinstance(perturb_every, int) or perturb_every < 1
+    if perturb_every is not None and wrong:
         raise ValueError(
             f"fs_mtl: perturb_every must be a positive Python int, got {perturb_every!r} "
             '(inside optax.inject_hyperparams, pass static_args=("perturb_every", "num_tasks"))'

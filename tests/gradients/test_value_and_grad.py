@@ -121,6 +121,9 @@ def test_arguments_of_the_method_reach_it():
     _, state = learned(params, learned.init(params), X)
     later = jax.tree.map(lambda leaf: 0.9 * leaf, params)
     told = learned(later, state, X + 1, method_args={"losses_after": losses_fn(later, X)})[1]
+    as_pairs = {task: (16.0 * loss, 16) for task, loss in losses_fn(later, X).items()}
+    same = learned(later, state, X + 1, method_args={"losses_after": as_pairs})[1]
+    np.testing.assert_allclose(same.memory.logits, told.memory.logits, rtol=1e-6)
     untold = learned(later, state, X + 1)[1]
     assert np.any(np.asarray(told.memory.logits) != np.asarray(untold.memory.logits))
 
@@ -410,11 +413,76 @@ def test_what_has_no_gradient_is_named_by_its_path(bad, message):
         gradient_fn(bad, None)
 
 
+def test_names_of_keywords_and_masks_of_modules_are_free():
+    def named(params, x, *, mode, shared):
+        return losses_fn(params, x, shift=shared) if mode == "train" else {}
+
+    params = params_of()
+    gradient_fn = mtl.value_and_grad(named, mtl.ew())
+    (_, grads), _ = gradient_fn(params, gradient_fn.init(params), X, mode="train", shared=0.5)
+    assert_close(grads, chained(mtl.ew(), params, X, shift=0.5)[1], rtol=1e-5)
+    module = Fields(jax.random.key(0))
+    trainable = jax.tree.map(eqx.is_inexact_array, module)
+    trainable = eqx.tree_at(lambda m: m.body.layers[0].weight, trainable, replace=False)
+    gradient_fn = mtl.value_and_grad(fields_losses, mtl.mgda(), trainable=trainable)
+    (_, grads), _ = gradient_fn(module, gradient_fn.init(module), X)
+    np.testing.assert_array_equal(grads.body.layers[0].weight, 0)
+    assert np.any(grads.body.layers[0].bias)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda f, p: f(mtl.ew())(p, mtl.ew().init(p), X, method_args={"loses_after": 1}),
+            "did you mean 'losses_after'",
+        ),
+        (lambda f, p: f(mtl.ew())(p, mtl.ew().init(p), X, method_args={"losses": 1}), "losses is known already"),
+        (lambda f, p: f(mtl.ew())(p, None, X), "ew: the state must be that of init"),
+        (
+            lambda f, p: f(mtl.per_task(optax.scale(1.0), 2))(p, mtl.per_task(optax.scale(1.0), 2).init(p), X),
+            "the method returned the gradients of several tasks",
+        ),
+        (
+            lambda f, p: f(mtl.mgda())(p, mtl.mgda().init(p), mtl.IndependentBatches(X, X)),
+            "mgda: takes the gradients of one batch, got those of 2: independent batches are for modo and sdmgrad",
+        ),
+        (lambda f, p: mtl.IndependentBatches(), "at least one batch"),
+        (
+            lambda f, p: mtl.value_and_grad(losses_fn, mtl.ew(), has_aux=True)(p, mtl.ew().init(p), X),
+            "with has_aux=True",
+        ),
+        (
+            lambda f, p: mtl.value_and_grad(lambda p, x: (losses_fn(p, x), 1), mtl.ew())(p, mtl.ew().init(p), X),
+            "or with has_aux=True a pair",
+        ),
+        (
+            lambda f, p: mtl.value_and_grad(mtl.accumulate(losses_fn, 4), mtl.ew())(p, mtl.ew().init(p), x=X),
+            "accumulate cuts positional arguments",
+        ),
+        (
+            lambda f, p: mtl.value_and_grad(mtl.accumulate(module_losses, 4), mtl.ew())(Module(nnx.Rngs(0)), None, X),
+            "accumulate repeats a function of parameters",
+        ),
+        (
+            lambda f, p: mtl.value_and_grad(module_losses, mtl.ew(), mode="features")(Module(nnx.Rngs(0)), None, X),
+            "not an nnx.Module",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_door_is_one_sentence(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(lambda method: mtl.value_and_grad(losses_fn, method), params_of())
+
+
 def test_a_python_float_is_a_parameter():
     gradient_fn = mtl.value_and_grad(lambda p: {"a": p["w"] ** 2, "b": (p["w"] - 1) ** 2}, mtl.adatask(num_tasks=2))
     (_, grads), _ = gradient_fn({"w": 3.0}, gradient_fn.init({"w": 3.0}))
     assert grads["w"].shape == ()
     np.testing.assert_allclose(grads["w"], 2.0, rtol=1e-5)
+    for name in NAMES:
+        mtl.methods.create(name, num_tasks=2).init({"w": 3.0})
+    assert mtl.explain(module_losses, Module(nnx.Rngs(0)), X).startswith("mode loop")
 
 
 def test_a_method_by_its_name_is_refused_with_the_cure():

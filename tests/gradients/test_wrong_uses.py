@@ -5,6 +5,7 @@ import sys
 import warnings
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -189,15 +190,17 @@ def test_one_task_without_a_parameter_is_no_fault():
 def network(p, x, penalty):
     z = jnp.tanh(x @ p["body"] + p["bias"])
     losses = {task: jnp.mean((z @ p[task] - 1) ** 2) for task in ("a", "b")}
+    losses["a"] = jnp.mean((z @ p["a"] + p["a0"] - 1) ** 2)
     return {task: loss + penalty(p) for task, loss in losses.items()}
 
 
-NETWORK = {"body": jnp.ones((3, 4)), "bias": jnp.ones(4), "a": jnp.ones(4), "b": jnp.ones(4)}
+NETWORK = {"body": jnp.ones((3, 4)), "bias": jnp.ones(4), "a": jnp.ones(4), "b": jnp.ones(4), "a0": jnp.ones(1)}
 PENALTIES = {
     "L2": lambda p: 1e-3 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(p)),
     "L1": lambda p: 1e-3 * sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(p)),
     "norm": lambda p: 1e-3 * optax.tree.norm(p),
     "products": lambda p: 1e-3 * sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(p)),
+    "raveled": lambda p: 1e-3 * jnp.sum(jax.flatten_util.ravel_pytree(p)[0] ** 2),
     "jitted": jax.jit(lambda p: 1e-3 * optax.tree.norm(p, squared=True)),
 }
 
@@ -214,7 +217,7 @@ def test_a_penalty_in_every_loss_is_told_once_and_names_the_heads(penalty, jit):
             evaluate(NETWORK)
     assert len(caught) == 1
     message = str(caught[0].message)
-    assert message.startswith("['a'], ['b'] would belong to one task, but a term in every loss")
+    assert message.startswith("['a'], ['a0'], ['b'] would belong to one task, but a term in every loss")
     assert "regularizer= of mtl.value_and_grad" in message
     assert caught[0].filename == __file__
 
@@ -228,7 +231,7 @@ def test_a_penalty_that_shares_no_head_is_no_fault(penalty):
         return losses
 
     grads = mtl.task_gradients(losses_fn, NETWORK, jnp.ones((4, 3)))[1]
-    assert grads.shared == {"body": True, "bias": True, "a": False, "b": False}
+    assert grads.shared == {"body": True, "bias": True, "a": False, "b": False, "a0": False}
 
 
 def test_losses_that_all_read_one_vector_are_no_penalty():
@@ -302,7 +305,7 @@ def test_hyperparameters_of_the_wrong_type_are_one_sentence(name, argument, is_b
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("wrong", ["3", 0, -1, 2.5])
+@pytest.mark.parametrize("wrong", ["3", 0, -1, 2.5, True, (1, 2), {}])
 def test_a_wrong_number_of_tasks_is_one_sentence(name, wrong):
     with pytest.raises(ValueError, match=f"^{name}: num_tasks must be at least 1, a whole number, got"):
         mtl.methods.describe(name).build(num_tasks=wrong)
@@ -313,6 +316,16 @@ def test_learning_rates_are_checked_and_k_is_given_once():
         mtl.gradnorm(learning_rate=-1.0, num_tasks=2)
     with pytest.raises(ValueError, match=r"num_tasks=3 needs as many weights, got 2"):
         mtl.scalarization([1.0, 2.0], num_tasks=3)
+    with pytest.raises(TypeError, match="multiple values for argument 'num_tasks'"):
+        mtl.methods.create("cagrad", 2, num_tasks=3)
+    for name in ("pcgrad", "rlw", "gradvac", "graddrop"):
+        with pytest.raises(ValueError, match=f"{name}: seed must be a whole number, got nan"):
+            mtl.methods.describe(name).build(seed=float("nan"), num_tasks=2)
+    for name in ("famo", "imtl", "imtl_l", "uw", "gradnorm"):
+        with pytest.raises(ValueError, match=f"{name}: optimizer must be an optax transformation, got 'adam'"):
+            mtl.methods.describe(name).build(optimizer="adam", num_tasks=2)
+    with pytest.raises(ValueError, match="mgda: update_every must be a positive Python int, got True"):
+        mtl.mgda(update_every=True, num_tasks=2)
     with pytest.raises(ValueError, match="unknown option of method cagrad 'num_task'"):
         mtl.methods.create("cagrad", 2, num_task=3)
     tx = mtl.fs_mtl(mtl.cagrad(num_tasks=2))

@@ -131,9 +131,23 @@ def test_a_loss_whose_distance_from_the_minimum_overflows_is_left_out():
     assert weights[1, 0] == 0
 
 
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_losses_after_of_a_batch_that_was_skipped_teach_nothing_and_learning_goes_on(bad):
+    """The step of the broken batch is refused; its losses after, broken too, come at the next step."""
+    broken, after = LOSSES.copy(), AFTER.copy()
+    broken[4, 0], after[5] = bad, np.nan
+    found, state = run(famo(num_tasks=3), broken, after)
+    assert not np.isfinite(found[4]).any()
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
+    calm = np.delete(AFTER, 4, axis=0)
+    calm[4] = np.nan  # a run that never saw the batch, and was told nothing at the step after it
+    expected, _ = run(famo(num_tasks=3), np.delete(LOSSES, 4, axis=0), calm)
+    np.testing.assert_allclose(np.delete(found, 4, axis=0), expected, rtol=1e-10)
+
+
 def test_bad_losses_after_teach_nothing():
     losses, after = np.tile([1.0, 2.0, 4.0], (3, 1)), np.tile([1.0, 2.0, 4.0], (3, 1))
-    after[1] = [0.0, -2.0, -1.0]
+    after[1] = [np.nan, np.inf, -1.0]
     after[2] = [0.5, 2.0, 4.0]
     weights = run(famo(num_tasks=3), losses, after)[0]
     np.testing.assert_allclose(weights[1], np.array([4, 2, 1]) / 7, rtol=1e-12)

@@ -298,8 +298,8 @@ def test_bad_options_are_refused():
         'aggregate="each" remembers something of every task; pass num_tasks=K': {"aggregate": "each"},
         "perturb_every remembers something of every task; pass num_tasks=K": {"perturb_every": 2},
         "perturb_every must be a positive Python int, got 0": {"perturb_every": 0},
-        "base must be a transformation, such as mtl.cagrad.., got 3": {"base": 3},
-        "base must be a transformation, such as mtl.cagrad.., got 'cagrad'": {"base": "cagrad"},
+        "base must be an optax transformation, got 3": {"base": 3},
+        "base must be an optax transformation, got 'cagrad': mtl.methods.create": {"base": "cagrad"},
     }
     for message, options in cases.items():
         with pytest.raises(ValueError, match=message):

@@ -1,6 +1,7 @@
 """Tasks without a label in a batch: their loss is 0 and so is their gradient, or the caller says so."""
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +149,57 @@ def test_absence_is_told_by_a_mask_or_by_a_count_of_zero(name):
         assert [float(w) for w in state.weights] == [float(w) for w in told.weights]
         assert float(state.weights[1]) == 0
     np.testing.assert_array_equal(by_count["b"], 0)
+
+
+@functools.cache
+def told(name):
+    """The last task is told to be absent, though it has a loss and a gradient; and the same without it."""
+    first, second = (mtl.methods.create(name, num_tasks=k, **OPTIONS.get(name, {})) for k in (3, 2))
+
+    def run(tx, jacobians, losses, present):
+        def step(state, inputs):
+            gradient, state = tx.update(given(name, *inputs), state, losses=inputs[1], present=present)
+            return state, (gradient, state.weights)
+
+        return jax.lax.scan(step, tx.init(jnp.zeros(SIZE, jacobians.dtype)), (jacobians, losses))[1]
+
+    with jax.enable_x64(True):
+        present = jnp.array([True, True, False])
+        both = jax.jit(lambda rows, x: (run(first, rows, x, present), run(second, rows[:, :2], x[:, :2], present[:2])))
+        return jax.tree.map(np.asarray, both(jnp.asarray(JACOBIANS), jnp.asarray(LOSSES)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_task_that_is_told_to_be_absent_steers_nothing_whatever_its_gradient(name):
+    (gradients, weights), (expected, expected_weights) = told(name)
+    np.testing.assert_allclose(weights[:, :2], expected_weights, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(gradients, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", mostly_slow(NAMES, QUICK))
+def test_a_count_of_zero_is_absence_though_the_sum_has_a_gradient(name):
+    params = {"body": jnp.array([1.0, 2.0]), "a": jnp.array(0.5), "b": jnp.array(2.0)}
+
+    def losses_fn(p, count):
+        error = jnp.sum(p["body"] ** 2 * p["b"])
+        return {"a": jnp.sum(p["body"] * p["a"]) ** 2, "b": (count * error + jnp.sum(p["body"] ** 2), count)}
+
+    results = []
+    for names in ("ab", "a"):
+        tx = mtl.methods.create(name, num_tasks=len(names))
+        some = lambda p, names=names: {t: loss for t, loss in losses_fn(p, 0.0).items() if t in names}  # noqa: E731
+        shared = {"body": True, "a": False, "b": False}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # alone, nothing depends on b
+            losses, grads = mtl.task_gradients(some, params, shared=shared)
+        results.append(tx.update(grads, tx.init(params), params, losses=losses)[0])
+    for one, other in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    losses, grads = mtl.task_gradients(losses_fn, params, jnp.nan)
+    assert np.isnan(losses["b"])
+    tx = mtl.methods.create(name, num_tasks=2)
+    gradient, _ = tx.update(grads, tx.init(params), params, losses=losses)
+    assert not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
 
 
 def test_per_task_transformations_wait_too():
