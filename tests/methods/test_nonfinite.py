@@ -48,12 +48,28 @@ VARIANTS = {
     "fs_mtl": lambda name: mtl.methods.create("fs_mtl", K, base=name, base_options=OPTIONS.get(name, {}), rho=0.1),
     "update_every": lambda name: mtl.methods.create(name, num_tasks=K, update_every=2, **OPTIONS.get(name, {})),
 }
+FLAT = {
+    "direct": {"aggregate": "direct"},
+    "second": {"aggregate": "second"},
+    "each": {"aggregate": "each"},
+    "perturb_every": {"perturb_every": 2},
+    "shared": {"aggregate": "direct", "shared_perturbation": True},
+}
+VARIANTS |= {
+    f"fs_mtl {kind}": lambda name, options=options: mtl.methods.create("fs_mtl", K, base=name, rho=0.1, **options)
+    for kind, options in FLAT.items()
+}
+VARIANTS["injected"] = lambda name: optax.inject_hyperparams(mtl.methods.describe(name).build, static_args="num_tasks")(
+    num_tasks=K
+)
 GRAMIAN = [name for name in NAMES if mtl.methods.describe(name).needs == "gramian"]
 BASES = [name for name in NAMES if name not in ("fs_mtl", "modo", "sdmgrad")]
 CHECKED = [
     *(("plain", name) for name in NAMES),
     *mostly_slow([("fs_mtl", name) for name in BASES], quick=[("fs_mtl", "adatask"), ("fs_mtl", "uw")]),
     *mostly_slow([("update_every", name) for name in GRAMIAN], quick=[("update_every", "gradvac")]),
+    *mostly_slow([(f"fs_mtl {kind}", name) for kind in FLAT for name in ("gradvac", "adatask")], quick=[]),
+    *mostly_slow([("injected", name) for name in ("adatask", "excess_mtl", "gradvac", "moco", "uw")], quick=[]),
 ]
 
 
@@ -73,7 +89,8 @@ def outcomes(tx, source):
     def one(jacobians, losses):
         def step(state, inputs):
             gradient, after = tx.update(given(source, *inputs), state, losses=inputs[1])
-            return after, (gradient, state, after)
+            # What inject_hyperparams counts is its own.
+            return after, (gradient, getattr(state, "inner_state", state), getattr(after, "inner_state", after))
 
         return jax.lax.scan(step, tx.init(jnp.zeros(SIZE)), (jacobians, losses))[1]
 
@@ -94,10 +111,10 @@ def outcomes(tx, source):
         )
 
 
-@pytest.mark.parametrize("checked", CHECKED)
+@pytest.mark.parametrize("checked", CHECKED, ids=" ".join)
 def test_a_bad_step_is_not_finite_and_leaves_no_trace(checked):
     variant, name = checked
-    for outcome in outcomes(VARIANTS[variant](name), "fs_mtl" if variant == "fs_mtl" else name):
+    for outcome in outcomes(VARIANTS[variant](name), "fs_mtl" if variant.startswith("fs_mtl") else name):
         assert outcome.bad or outcome.case[0] == "huge", outcome
         assert outcome.kept is not False, outcome
         assert outcome.same is not False, outcome
