@@ -196,7 +196,7 @@ def test_a_subsample_is_of_the_examples_and_tasks_asked_for_also_in_jit(network,
 
 
 def test_spread_of_all_layers_together_is_refused(found):
-    with pytest.raises(ValueError, match=r"found\.between_tasks\.whole"):
+    with pytest.raises(ValueError, match=r"result\.between_tasks\.whole"):
         mtl.analysis.spread(found)
 
 
