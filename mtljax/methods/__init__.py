@@ -29,9 +29,9 @@ heads too, unless `update(..., shared=)` says which are, by a predicate on the k
 This package imports `gradients` and `solvers`, and knows nothing of models, data or training.
 """
 
-from mtljax.methods._base import Signals as Signals
 from mtljax.methods._base import jacobian_method as jacobian_method
 from mtljax.methods._base import weighting as weighting
+from mtljax.methods._signals import Signals as Signals
 from mtljax.methods._state import MethodState as MethodState
 from mtljax.methods._state import task_weights as task_weights
 from mtljax.methods.index import *  # noqa: F403

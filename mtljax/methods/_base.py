@@ -1,48 +1,21 @@
 """How a rule becomes an optax transformation, once for all methods."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from mtljax.gradients import CrossGramian, Gramian, PyTree, TaskGradients, loss_vector
+from mtljax.gradients import PyTree, TaskGradients, loss_vector
 from mtljax.methods._checks import Scalar
 from mtljax.methods._losses import present_tasks
+from mtljax.methods._signals import Signals, check_tasks, check_update_every, losses_of, of_present, signals_of
 from mtljax.methods._state import InitMemory, MethodState, advanced, all_finite, initializer, only_if
 from mtljax.methods._updates import as_task_gradients, is_several, row_peaks
 
 Needs: TypeAlias = Literal["nothing", "losses", "gramian"]
-
-
-class Signals(NamedTuple):
-    """What a rule reads at one update; a field that it did not ask for is None.
-
-    Attributes:
-      num_tasks: K.
-      losses: (K,), float32 at least.
-      gramian: of the K gradients.
-      cross: inner products of the gradients on two independent batches.
-      grads: the K gradients, held in one Jacobian.
-      losses_after: (K,) losses of the batch before at the current parameters.
-      present: (K,) bools, the tasks with a label in this batch.
-      seen: (K,) int32, earlier updates in which the task had a label; for rules with a memory.
-      step: int32 scalar, earlier updates.
-      key: PRNG key of this update, for rules with a seed.
-    """
-
-    num_tasks: int
-    losses: jax.Array
-    gramian: Gramian
-    cross: CrossGramian
-    grads: TaskGradients
-    losses_after: jax.Array | None
-    present: jax.Array
-    seen: jax.Array
-    step: jax.Array
-    key: jax.Array
 
 
 # A weighting rule, `weigh(memory, signals) -> (weights, memory)`: pure, to the (K,) weights and its new memory.
@@ -100,7 +73,7 @@ def weighting(
     Raises:
       ValueError: if `update_every` is no positive int, or what needs `num_tasks` has none.
     """
-    _check_update_every(name, update_every, num_tasks)
+    check_update_every(name, update_every, num_tasks)
     init_fn = initializer(name, num_tasks, seed, init_memory)
     scale_own = needs != "gramian" if scale_own is None else scale_own
     remembers = init_memory is not None or seed is not None or update_every is not None
@@ -108,9 +81,9 @@ def weighting(
     def combined(grads: TaskGradients, weights: jax.Array, memory: Any, good: jax.Array) -> PyTree:
         """The weighted sum of the present tasks, NaN in a step that is not good."""
         own = scale_own(memory) if callable(scale_own) else scale_own
-        weights = jnp.where(good, _of_present(grads, weights), jnp.nan)
+        weights = jnp.where(good, of_present(grads, weights), jnp.nan)
         if own is not True:
-            own = jnp.where(good, _of_present(grads, jnp.ones_like(weights) if own is False else own), jnp.nan)
+            own = jnp.where(good, of_present(grads, jnp.ones_like(weights) if own is False else own), jnp.nan)
         return grads.combine(weights, scale_own=own)
 
     def solve_fn(
@@ -119,13 +92,13 @@ def weighting(
         key, subkey = (None, None) if state.key is None else jax.random.split(state.key)
         if needs == "gramian":
             grads = [each.materialize() if batches else each.with_gramian() for each in grads]
-        last, losses = grads[-1], _losses(grads[-1])
-        gramian = _of_present(grads[0], grads[0].scaled_gramian()) if needs == "gramian" and not batches else None
+        last, losses = grads[-1], losses_of(grads[-1])
+        gramian = of_present(grads[0], grads[0].scaled_gramian()) if needs == "gramian" and not batches else None
         second = grads[min(1, len(grads) - 1)]
-        cross = _of_present(second, _of_present(grads[0], grads[0].cross_gramian(second))) if batches else None
+        cross = of_present(second, of_present(grads[0], grads[0].cross_gramian(second))) if batches else None
         norms = gramian.norms if gramian else jnp.minimum(cross.left, cross.right) if cross else None
         present = present_tasks(last.num_tasks, last.present, losses, norms)
-        signals = _signals(
+        signals = signals_of(
             num_tasks=last.num_tasks,
             gramian=gramian,
             cross=cross,
@@ -146,7 +119,7 @@ def weighting(
     ) -> tuple[PyTree, MethodState]:
         del losses_after
         weights = cast(jax.Array, state.weights)
-        good = all_finite([_losses(each) for each in grads])
+        good = all_finite([losses_of(each) for each in grads])
         gradients = [combined(each, weights, state.memory, good) for each in grads]
         mean = jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]) / len(leaves), *gradients)
         after = state._replace(step=state.step + 1)
@@ -170,7 +143,7 @@ def weighting(
         if not 1 <= len(grads) <= 3:
             raise ValueError(f"{name}: takes the gradients of 1, 2 or 3 independent batches, got {len(grads)}")
         for each in grads:
-            _check_tasks(name, each, state, reads_losses or needs == "losses", task_names)
+            check_tasks(name, each, state, reads_losses or needs == "losses", task_names)
         if losses_after is not None:
             losses_after = loss_vector(losses_after, grads[-1].tasks, grads[-1].num_tasks, "losses_after")
         if update_every is None or solve is True:
@@ -234,15 +207,15 @@ def jacobian_method(
     ) -> tuple[PyTree, Any]:
         del extra_args
         grads = as_task_gradients(name, updates, params, losses, present, shared)
-        _check_tasks(name, grads, state, reads_losses, task_names)
+        check_tasks(name, grads, state, reads_losses, task_names)
         key, subkey = (None, None) if state.key is None else jax.random.split(state.key)
         grads = grads.materialize(whole=True)
         if grads.present is not None:
-            grads = grads.map(lambda rows: _of_present(grads, rows))
-        vector = _losses(grads)
+            grads = grads.map(lambda rows: of_present(grads, rows))
+        vector = losses_of(grads)
         peaks = row_peaks(grads.jacobian(), grads.num_tasks)
         labelled = present_tasks(grads.num_tasks, grads.present, vector, peaks)
-        signals = _signals(
+        signals = signals_of(
             num_tasks=grads.num_tasks,
             grads=grads,
             losses=vector,
@@ -257,63 +230,3 @@ def jacobian_method(
         return gradient, only_if(good, advanced(state, weights, key, memory, labelled), state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _signals(**fields: Any) -> Signals:
-    return Signals(**{**dict.fromkeys(Signals._fields), **fields})  # pyright: ignore[reportArgumentType]
-
-
-def _of_present(grads: TaskGradients, tree: Any) -> Any:
-    """Arrays with leading axes of tasks, with zeros for those that are told to be absent."""
-    present = grads.present
-    if present is None:
-        return tree
-
-    def masked(leaf: jax.Array) -> jax.Array:
-        between_tasks = isinstance(tree, (Gramian, CrossGramian)) and leaf.ndim == 2
-        mask = present[:, None] & present if between_tasks else present.reshape(-1, *(1,) * (leaf.ndim - 1))
-        return jnp.where(mask, leaf, jnp.zeros_like(leaf))
-
-    return jax.tree.map(masked, tree)
-
-
-def _check_update_every(name: str, update_every: int | None, num_tasks: int | None) -> None:
-    if update_every is None:
-        return
-    if isinstance(update_every, bool) or not isinstance(update_every, int) or update_every < 1:
-        raise ValueError(
-            f"{name}: update_every must be a positive Python int, got {update_every!r} "
-            '(inside optax.inject_hyperparams, pass static_args=("update_every", "num_tasks"))'
-        )
-    if num_tasks is None:
-        raise ValueError(f"{name}: update_every keeps the weights between solves; pass num_tasks=K")
-
-
-def _check_tasks(
-    name: str,
-    grads: TaskGradients,
-    state: MethodState,
-    reads_losses: bool,
-    task_names: tuple[str, ...] | None,
-) -> None:
-    if not isinstance(state, MethodState):
-        got = type(state).__name__
-        raise ValueError(f"{name}: the state must be that of init(params) or of the last update, got {got}")
-    if state.weights is not None and state.weights.shape != (grads.num_tasks,):
-        raise ValueError(
-            f"{name}: built with num_tasks={state.weights.shape[0]}, but got the gradients of {grads.num_tasks}"
-        )
-    if reads_losses and grads.losses is None:
-        raise ValueError(
-            f"{name} weighs by the losses: pass them, as in tx.update(grads, state, params, losses=losses)"
-        )
-    if task_names is not None and grads.tasks not in (None, task_names):
-        raise ValueError(f"{name}: got values for {list(task_names)}, but the tasks are {list(grads.tasks or ())}")
-
-
-def _losses(grads: TaskGradients) -> jax.Array | None:
-    """The (K,) losses as constants, in float32 at least; 0 for tasks that are told to be absent."""
-    if grads.losses is None:
-        return None
-    losses = grads.losses.astype(jnp.promote_types(grads.losses.dtype, jnp.float32))
-    return lax.stop_gradient(_of_present(grads, losses))

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree, TaskGradients
-from mtljax.methods._base import Signals, jacobian_method
+from mtljax.methods._base import jacobian_method
+from mtljax.methods._signals import Signals
 from mtljax.methods._state import state_dtype
 from mtljax.methods.per_task import per_task
 

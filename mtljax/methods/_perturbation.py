@@ -4,8 +4,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from mtljax.gradients import PyTree
+from mtljax.gradients import PyTree, TaskGradients
 from mtljax.methods._checks import Scalar
 from mtljax.methods._state import state_dtype
 
@@ -70,3 +71,29 @@ def _unit(pieces: list[jax.Array], sizes: list[Any]) -> tuple[list[jax.Array], j
     pieces = [size * (piece / scale[:, None]) for piece, size in zip(pieces, sizes, strict=True)]
     length = jnp.sqrt(sum(jnp.sum(piece * piece, axis=1) for piece in pieces))
     return [piece / jnp.where(length > 0, length, 1)[:, None] for piece in pieces], length > 0
+
+
+def check_evaluable(grads: TaskGradients, num_tasks: int | None, any_mode: bool) -> None:
+    """Refuses gradients that cannot be taken again elsewhere, or not of every task unless in `any_mode`."""
+    if num_tasks is not None and grads.num_tasks != num_tasks:
+        raise ValueError(f"fs_mtl: built with num_tasks={num_tasks}, but got the gradients of {grads.num_tasks}")
+    if grads.choice is None:
+        raise ValueError(
+            "fs_mtl evaluates gradients again at perturbed parameters, which an explicit Jacobian cannot: pass the "
+            "result of mtl.task_gradients(losses_fn, params, ...)"
+        )
+    if grads.changed:
+        raise ValueError(
+            "fs_mtl evaluates gradients again, and what changed these before would miss the new ones: put it into the "
+            "base, as in mtl.fs_mtl(optax.chain(mtl.per_task(...), mtl.ew()))"
+        )
+    if grads.choice.mode == "features" and not any_mode:
+        raise ValueError(
+            'fs_mtl perturbs parameters by the gradient of every task, which mode="features" saves: use another mode, '
+            'or aggregate="direct" with shared_perturbation=True'
+        )
+
+
+def is_zero(rho: Any) -> bool:
+    """Whether this is the number 0 of Python or NumPy; jax arrays count as traced, so that one program fits all."""
+    return isinstance(rho, (int, float, np.number)) and rho == 0

@@ -4,8 +4,9 @@ from typing import Any
 
 import optax
 
-from mtljax.methods._base import Signals, weighting
+from mtljax.methods._base import weighting
 from mtljax.methods._checks import check_choice
+from mtljax.methods._signals import Signals
 from mtljax.methods.registry import COMMON, register
 from mtljax.solvers import aligned_weights
 

@@ -4,9 +4,10 @@ from typing import Any
 
 import optax
 
-from mtljax.methods._base import Signals, weighting
+from mtljax.methods._base import weighting
 from mtljax.methods._checks import Scalar, check_choice, check_range
 from mtljax.methods._losses import mean_of_present
+from mtljax.methods._signals import Signals
 from mtljax.methods.registry import COMMON, register
 from mtljax.solvers import cagrad_combination
 

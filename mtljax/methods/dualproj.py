@@ -5,8 +5,9 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from mtljax.methods._base import Signals, weighting
+from mtljax.methods._base import weighting
 from mtljax.methods._losses import mean_of_present
+from mtljax.methods._signals import Signals
 from mtljax.methods.registry import COMMON, NEVER_CONFLICTS, register
 from mtljax.solvers import dual_cone_weights
 

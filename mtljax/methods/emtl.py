@@ -5,8 +5,9 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from mtljax.methods._base import Signals, weighting
+from mtljax.methods._base import weighting
 from mtljax.methods._losses import positive
+from mtljax.methods._signals import Signals
 from mtljax.methods.registry import COMMON, register
 
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree
-from mtljax.methods._base import Signals, jacobian_method
+from mtljax.methods._base import jacobian_method
 from mtljax.methods._checks import Scalar, check_range
 from mtljax.methods._jacobian import wide, zeros_per_task
+from mtljax.methods._signals import Signals
 from mtljax.methods._state import state_dtype
 from mtljax.methods.registry import register
 from mtljax.solvers import finite

@@ -4,13 +4,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 
 from mtljax.gradients import PyTree, TaskGradients, differences
 from mtljax.methods._checks import Scalar, check_choice, check_num_tasks, check_range, static_int
-from mtljax.methods._perturbation import Radius, uphill
+from mtljax.methods._perturbation import Radius, check_evaluable, is_zero, uphill
 from mtljax.methods._state import all_finite, only_if, task_weights
 from mtljax.methods._updates import as_task_gradients
 from mtljax.methods.cagrad import cagrad
@@ -158,7 +157,7 @@ def fs_mtl(
     pair: Any = None
     if aggregate in ("second", "each"):
         pair = optax.with_extra_args_support(pair_base or (cagrad() if base is None else base))
-    if _is_zero(rho) and (rho_heads is None or _is_zero(rho_heads)):
+    if is_zero(rho) and (rho_heads is None or is_zero(rho_heads)):
         return whole
     radius = Radius(rho, rho_heads, adaptive, norm == "joint")
 
@@ -263,7 +262,7 @@ def fs_mtl(
             as_task_gradients("fs_mtl", each, params, losses, present) for each in (updates if several else (updates,))
         ]
         for each in every:
-            _check_evaluable(
+            check_evaluable(
                 each, num_tasks, any_mode=shared_perturbation and aggregate == "direct" and perturb_every is None
             )
         if len(every) > 1 and (perturb_every is not None or aggregate in ("second", "each")):
@@ -275,32 +274,6 @@ def fs_mtl(
         return gradient, only_if(all_finite(gradient), after, state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _check_evaluable(grads: TaskGradients, num_tasks: int | None, any_mode: bool) -> None:
-    """Refuses gradients that cannot be taken again elsewhere, or not of every task unless in `any_mode`."""
-    if num_tasks is not None and grads.num_tasks != num_tasks:
-        raise ValueError(f"fs_mtl: built with num_tasks={num_tasks}, but got the gradients of {grads.num_tasks}")
-    if grads.choice is None:
-        raise ValueError(
-            "fs_mtl evaluates gradients again at perturbed parameters, which an explicit Jacobian cannot: pass the "
-            "result of mtl.task_gradients(losses_fn, params, ...)"
-        )
-    if grads.changed:
-        raise ValueError(
-            "fs_mtl evaluates gradients again, and what changed these before would miss the new ones: put it into the "
-            "base, as in mtl.fs_mtl(optax.chain(mtl.per_task(...), mtl.ew()))"
-        )
-    if grads.choice.mode == "features" and not any_mode:
-        raise ValueError(
-            'fs_mtl perturbs parameters by the gradient of every task, which mode="features" saves: use another mode, '
-            'or aggregate="direct" with shared_perturbation=True'
-        )
-
-
-def _is_zero(rho: Any) -> bool:
-    """Whether this is the number 0 of Python or NumPy; jax arrays count as traced, so that one program fits all."""
-    return isinstance(rho, (int, float, np.number)) and rho == 0
 
 
 def _streams(grads: TaskGradients) -> bool:

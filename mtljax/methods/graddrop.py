@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mtljax.methods._base import Signals, jacobian_method
+from mtljax.methods._base import jacobian_method
 from mtljax.methods._checks import Scalar, by_task, check_range
 from mtljax.methods._jacobian import cast_like, per_row, replace_shared, wide
+from mtljax.methods._signals import Signals
 from mtljax.methods.registry import register
 
 

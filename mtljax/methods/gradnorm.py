@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree
-from mtljax.methods._base import Signals, weighting
+from mtljax.methods._base import weighting
 from mtljax.methods._checks import Scalar, check_range
 from mtljax.methods._losses import positive, waiting
+from mtljax.methods._signals import Signals
 from mtljax.methods._state import state_dtype
 from mtljax.methods.registry import COMMON, register
 from mtljax.solvers import finite, normalised

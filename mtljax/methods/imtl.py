@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree
-from mtljax.methods._base import Signals, weighting
+from mtljax.methods._base import weighting
 from mtljax.methods._checks import Scalar, check_range
 from mtljax.methods._losses import loss_weights
+from mtljax.methods._signals import Signals
 from mtljax.methods.imtl_g import impartial_weights
 from mtljax.methods.imtl_l import LossScales, init_scales, scale_weights, step_scales
 from mtljax.methods.registry import COMMON, register

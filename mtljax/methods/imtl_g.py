@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from mtljax.methods._base import Signals, weighting
+from mtljax.methods._base import weighting
+from mtljax.methods._signals import Signals
 from mtljax.methods.registry import COMMON, register
 from mtljax.solvers import finite, unit_solve
 

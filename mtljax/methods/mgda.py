@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtljax.methods._base import Signals, weighting
+from mtljax.methods._base import weighting
 from mtljax.methods._checks import check_choice
 from mtljax.methods._losses import positive
+from mtljax.methods._signals import Signals
 from mtljax.methods.registry import COMMON, NEVER_CONFLICTS, register
 from mtljax.solvers import finite, min_norm_weights
 

@@ -8,9 +8,10 @@ import optax
 from jax import lax
 
 from mtljax.gradients import Gramian, PyTree
-from mtljax.methods._base import Signals, jacobian_method
+from mtljax.methods._base import jacobian_method
 from mtljax.methods._checks import Scalar, check_range
 from mtljax.methods._jacobian import cast_like, per_row, replace_shared, wide, zeros_per_task
+from mtljax.methods._signals import Signals
 from mtljax.methods._simplex import face, project_simplex
 from mtljax.methods._state import state_dtype
 from mtljax.methods.registry import register

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from mtljax.methods._base import Signals, weighting
+from mtljax.methods._base import weighting
 from mtljax.methods._checks import Scalar, check_range
+from mtljax.methods._signals import Signals
 from mtljax.methods.registry import NEVER_CONFLICTS, register
 from mtljax.solvers import fairness_weights
 

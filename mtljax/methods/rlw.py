@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtljax.methods._base import Signals, weighting
+from mtljax.methods._base import weighting
 from mtljax.methods._checks import Scalar, check_choice
+from mtljax.methods._signals import Signals
 from mtljax.methods.registry import register
 
 DISTRIBUTIONS = ("normal", "dirichlet")

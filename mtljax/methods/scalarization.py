@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mtljax.methods._base import Signals, weighting
+from mtljax.methods._base import weighting
 from mtljax.methods._checks import by_task, check_range, is_concrete
+from mtljax.methods._signals import Signals
 from mtljax.methods.registry import COMMON, register
 
 

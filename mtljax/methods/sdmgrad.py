@@ -8,8 +8,9 @@ import optax
 from jax import lax
 
 from mtljax.gradients import CrossGramian
-from mtljax.methods._base import Signals, weighting
+from mtljax.methods._base import weighting
 from mtljax.methods._checks import Scalar, check_range
+from mtljax.methods._signals import Signals
 from mtljax.methods._simplex import project_simplex
 from mtljax.methods.registry import COMMON, register
 

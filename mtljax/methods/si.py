@@ -4,8 +4,9 @@ from typing import Any
 
 import optax
 
-from mtljax.methods._base import Signals, weighting
+from mtljax.methods._base import weighting
 from mtljax.methods._losses import loss_weights, positive
+from mtljax.methods._signals import Signals
 from mtljax.methods.registry import COMMON, register
 
 
