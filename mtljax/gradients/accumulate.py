@@ -16,7 +16,7 @@ PyTree: TypeAlias = Any
 
 
 def accumulate(
-    losses_fn: Callable[..., Any], count: int, *, argnums: tuple[int, ...] = (-1,), unroll: bool | None = None
+    losses_fn: Callable[..., Any], count: int, *, argnums: int | tuple[int, ...] = -1, unroll: bool | None = None
 ) -> Callable[..., Any]:
     """Cuts the batch of a losses function into microbatches and averages over them.
 
@@ -37,8 +37,8 @@ def accumulate(
     Args:
       losses_fn: as for `task_gradients`; losses of `mtl.split` stay split.
       count: number of microbatches.
-      argnums: which arguments after the parameters hold a batch: the leading axes of all their leaves are cut. The
-        default is the last one.
+      argnums: which arguments hold a batch, counted after the parameters, 0 the first: the leading axes of all their
+        leaves are cut. The default is the last one.
       unroll: whether the loop over microbatches is written out, so that the compiler may overlap them and need not save
         memory. None does so on a CPU where there are convolutions, which run 10 to 80 times slower inside a loop.
 
@@ -51,6 +51,12 @@ def accumulate(
     """
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"the number of microbatches must be a positive int, got {count!r}")
+    if hasattr(losses_fn, "method"):
+        raise ValueError(
+            "accumulate takes losses_fn, not the gradient of it: "
+            "mtl.value_and_grad(mtl.accumulate(losses_fn, count), method)"
+        )
+    argnums = (argnums,) if isinstance(argnums, int) else tuple(argnums)
     if count == 1:
         return losses_fn
     if isinstance(losses_fn, SplitLosses):
@@ -110,7 +116,7 @@ def _cut(batch: PyTree, count: int) -> PyTree:
         if not leaf.ndim or leaf.shape[0] % count:
             raise ValueError(
                 f"cannot cut an array of shape {leaf.shape} into {count} microbatches: choose a number that divides "
-                "the batch, and name in argnums the arguments that hold a batch"
+                "the batch, and name in argnums the arguments that hold a batch alone, counted after the parameters"
             )
         return leaf.reshape(count, leaf.shape[0] // count, *leaf.shape[1:])
 

@@ -79,6 +79,7 @@ def evaluated(losses: Any, axis_name: Any = None) -> Values:
     """
     if not isinstance(losses, Mapping) or not len(losses):
         what = "an empty dict" if isinstance(losses, Mapping) else f"a {type(losses).__name__}"
+        what = f"an array of shape {losses.shape}" if isinstance(losses, jax.Array) else what
         raise ValueError(
             f"losses_fn returned {what}, expected a dict of scalar losses, one a task, e.g. "
             '{"left": loss_left, "right": loss_right}, or with has_aux=True a pair of such a dict and anything else'
@@ -175,7 +176,7 @@ def warn_unused(paths: Sequence[str], leaf_tasks: Sequence[tuple[int, ...]], tra
     if unused:
         _warn(
             f"no loss depends on the parameter{'s' if len(unused) > 1 else ''} {listed(unused)}: "
-            "the gradient there is zero"
+            "the gradient there is zero (a task without labels must stay in the dict, with a pair (sum, 0))"
         )
 
 
@@ -207,8 +208,8 @@ def check_dependent(tasks: tuple[str, ...], leaf_tasks: Sequence[tuple[int, ...]
     if constant and len(tasks) > 1:
         raise ValueError(
             f"the loss of task {constant[0]!r} depends on no parameter, so what is shared cannot be found from this "
-            "computation: mask the loss of a batch without labels by jnp.where (or return a pair (sum, count) with "
-            "count 0) in place of a constant, or pass shared= (a predicate on the key path, or a pytree of bools)"
+            "computation: mask labels and loss of a batch without labels by jnp.where (or return a pair (sum, count) "
+            "with count 0) in place of a constant, or pass shared= (a predicate on the key path, or a pytree of bools)"
         )
 
 

@@ -200,7 +200,7 @@ def explain(losses_fn: Callable[..., Any], params: PyTree, *args: Any, **options
     """
     lines = []
     if is_nnx_module(params):
-        losses_fn, params, _ = functional(losses_fn, params, has_aux=options.pop("has_aux", False))
+        losses_fn, params, *_ = functional(losses_fn, params, has_aux=options.pop("has_aux", False))
         options["has_aux"] = True
     leaves, treedef = jax.tree.flatten((params, args))
     arrays = [leaf if hasattr(leaf, "dtype") else None for leaf in leaves]

@@ -2,12 +2,15 @@
 
 import dataclasses
 import difflib
+import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mtljax.errors import unknown
@@ -63,7 +66,9 @@ class GradientFunction:
         """The state of the method for these parameters (or this `nnx.Module`)."""
         if is_nnx_module(params):
             params = functional(self.losses_fn, params, self.wrt).params
-        return self.method.init(arguments.differentiable(params))
+        state = self.method.init(arguments.differentiable(params))
+        _warn_of_optimizer(state)
+        return state
 
     def __call__(
         self,
@@ -74,16 +79,16 @@ class GradientFunction:
         **kwargs: Any,
     ) -> tuple[tuple[Any, PyTree], Any]:
         """The losses of a batch, one gradient, and the state of the method after it; see `value_and_grad`."""
-        _check_method_args(method_args or {})
+        _check_call(self.losses_fn, method_state, method_args or {}, kwargs)
         batches = _batches(args, kwargs)
         if is_nnx_module(params):
             if self.options["mode"] == "features":
                 raise ValueError('mode="features" splits functions of parameters, not an nnx.Module: use another mode')
-            module, (losses_fn, params, treedef) = params, functional(self.losses_fn, params, self.wrt, self.has_aux)
+            module, plain = params, functional(self.losses_fn, params, self.wrt, self.has_aux)
             losses, every, gradient, method_state = self._evaluated(
-                losses_fn, params, method_state, batches, method_args
+                plain.losses_fn, plain.params, method_state, batches, method_args, plain.rebuild
             )
-            gradient = jax.tree.unflatten(treedef, jax.tree.leaves(gradient))
+            gradient = jax.tree.unflatten(plain.treedef, jax.tree.leaves(gradient))
             every_aux, every_state = zip(*every, strict=True)
             move(module, every_state[-1])  # once a step
         else:
@@ -102,6 +107,7 @@ class GradientFunction:
         method_state: Any,
         batches: list[tuple[tuple[Any, ...], dict[str, Any]]],
         method_args: Mapping[str, Any] | None,
+        rebuild: Callable[[PyTree], Any] = lambda params: params,
     ) -> tuple[dict[str, jax.Array], Sequence[Any], PyTree, Any]:
         """Losses, aux of each batch, the gradient and the state of the method, by losses that return aux."""
         every_aux, gradients = [], []
@@ -121,7 +127,7 @@ class GradientFunction:
             )
         if self.regularizer is not None:
             regularizer = self.regularizer
-            term = jax.grad(lambda p: regularizer(arguments.merged(p, params)))(trained)
+            term = jax.grad(lambda p: regularizer(rebuild(arguments.merged(p, params))))(trained)
             mask = arguments.trainable_mask(self.options["trainable"], trained)
             gradient = jax.tree.map(lambda g, t, train: g + t if train else g, gradient, term, mask)
         return losses, every_aux, gradient, method_state
@@ -172,7 +178,8 @@ def value_and_grad(
     Args:
       losses_fn: as in `task_gradients`: `losses_fn(params, *args, **kwargs)` returns a dict of losses, one a task, or
         with `has_aux` a pair `(losses, aux)`.
-      method: a method, or an `optax.chain` that starts with one, or with `per_task` and one.
+      method: a method, or an `optax.chain` that starts with one, or with `per_task` and one. The optimizer goes behind
+        the gradient, not into this chain: what comes out would be an update already.
       shared: which parameters are shared, as in `task_gradients`.
       subset: which of them enter the Gramian, as there.
       trainable: which parameters are trained, as there: the gradient of the others is 0, and they enter no Gramian.
@@ -181,9 +188,9 @@ def value_and_grad(
       axis_name: name of a pmap, shard_map or vmap axis to average over, as there.
       reduce: how, as there.
       has_aux: whether `losses_fn` returns `(losses, aux)`.
-      regularizer: a function of params (of a module, its parameters as nested dicts) to a scalar, whose gradient is
-        added behind the method: the place for an L2 penalty and other terms that belong to no task. Inside the losses,
-        it would make every parameter shared.
+      regularizer: a function of params (or of the module) to a scalar, whose gradient is added behind the method: the
+        place for an L2 penalty and other terms that belong to no task. Inside the losses, it would make every parameter
+        shared.
       wrt: for an `nnx.Module` in the place of params, which of its variables have a gradient, as in
         `nnx.value_and_grad`; None for `nnx.Param`.
 
@@ -202,6 +209,8 @@ def value_and_grad(
             f"value_and_grad: method must be an optax transformation such as mtl.cagrad(), got {method!r}: "
             "mtl.methods.create(name) builds one by its name"
         )
+    if regularizer is not None and not callable(regularizer):
+        raise ValueError(f"value_and_grad: regularizer must be a function of params to a scalar, got {regularizer!r}")
     options = {
         "shared": shared,
         "subset": subset,
@@ -253,11 +262,54 @@ def _bound(losses_fn: Callable[..., Any], kwargs: Mapping[str, Any]) -> Callable
     return partial(losses_fn, **kwargs)
 
 
-def _check_method_args(method_args: Mapping[str, Any]) -> None:
-    """Refuses what no method reads; other names may be those of another optax transformation in the chain."""
-    known = ("losses_after", "present", "solve")
-    for name in method_args:
+_METHOD_ARGS = ("losses_after", "present", "solve")
+
+
+def _check_call(
+    losses_fn: Callable[..., Any], method_state: Any, method_args: Mapping[str, Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Refuses what is no state of a method, and arguments of a method that it does not read or the losses got."""
+    if method_state is None or isinstance(method_state, (Mapping, list, jax.Array, np.ndarray)):
+        got = type(method_state).__name__
+        raise ValueError(
+            f"the second argument is the state of the method, from .init(params) or the last call, got {got}"
+        )
+    for name in method_args:  # other names may be those of another transformation in the chain
         if name in ("losses", "shared"):
-            raise ValueError(f"method_args: {name} is known already; a method may be told {', '.join(known)}")
-        if name not in known and difflib.get_close_matches(name, known, cutoff=0.7):
-            raise unknown("argument of a method in method_args", name, known)
+            raise ValueError(f"method_args: {name} is known already; a method may be told {', '.join(_METHOD_ARGS)}")
+        if name not in _METHOD_ARGS and difflib.get_close_matches(name, _METHOD_ARGS, cutoff=0.7):
+            raise unknown("argument of a method in method_args", name, _METHOD_ARGS)
+    for name in set(kwargs) & set(_METHOD_ARGS):
+        if isinstance(losses_fn, SplitLosses) or name in inspect.signature(losses_fn).parameters:
+            continue
+        raise ValueError(f"{name} is for the method, not for losses_fn: pass method_args={{{name!r}: ...}}")
+
+
+# States that only an optimizer keeps; behind a method, they say that the chain ends in updates.
+_OPTIMIZERS = (
+    "ScaleByAdamState",
+    "TraceState",
+    "ScaleByRmsState",
+    "ScaleByRssState",
+    "ScaleByLionState",
+    "FactoredState",
+)
+
+
+def _warn_of_optimizer(state: Any) -> None:
+    """Warns where an optimizer follows the method in its chain: what comes out is an update, not a gradient."""
+
+    def names(node: Any) -> set[str]:
+        children = jax.tree_util.default_registry.flatten_one_level(node)
+        return {type(node).__name__}.union(*(names(child) for child in (children[0] if children else ())))
+
+    if type(state) is not tuple:
+        return
+    methods = [i for i, each in enumerate(state) if {"MethodState", "FsMtlState"} & names(each)]
+    behind = state[methods[-1] + 1 :] if methods else ()
+    if any(set(_OPTIMIZERS) & names(each) for each in behind):
+        warnings.warn(
+            "value_and_grad: the method's chain holds an optimizer, so an update comes out and not a gradient: put "
+            "the optimizer behind the gradient, or take the whole chain with mtl.task_gradients",
+            stacklevel=3,
+        )

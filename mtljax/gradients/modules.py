@@ -16,11 +16,13 @@ class Functional(NamedTuple):
       losses_fn: `(params, *args, **kwargs) -> (losses, (aux, state))`, pure: the module's other state comes out.
       params: the module's parameters as nested dicts of arrays.
       treedef: structure of the parameters as an `nnx.State`.
+      rebuild: parameters to a copy of the module that holds them.
     """
 
     losses_fn: Callable[..., Any]
     params: PyTree
     treedef: Any
+    rebuild: Callable[[PyTree], Any]
 
 
 def is_nnx_module(params: Any) -> bool:
@@ -47,15 +49,18 @@ def functional(losses_fn: Callable[..., Any], module: Any, wrt: Any = None, has_
     graph, state, rest = nnx.split(module, chosen, ...)
     treedef, (others, other_treedef) = jax.tree.structure(state), jax.tree.flatten(rest)
 
-    def pure(params: PyTree, *args: Any, **kwargs: Any) -> Any:
+    def rebuild(params: PyTree) -> Any:
         # Unflattened anew, so that the variables belong to the trace that changes them.
         moving = jax.tree.unflatten(other_treedef, others)
-        copy = nnx.merge(graph, jax.tree.unflatten(treedef, jax.tree.leaves(params)), moving)
+        return nnx.merge(graph, jax.tree.unflatten(treedef, jax.tree.leaves(params)), moving)
+
+    def pure(params: PyTree, *args: Any, **kwargs: Any) -> Any:
+        copy = rebuild(params)
         result = losses_fn(copy, *args, **kwargs)
         losses, aux = result if has_aux else (result, None)
         return losses, (aux, nnx.split(copy, chosen, ...)[2])
 
-    return Functional(pure, nnx.to_pure_dict(state), treedef)
+    return Functional(pure, nnx.to_pure_dict(state), treedef, rebuild)
 
 
 def move(module: Any, state: Any) -> None:

@@ -1,7 +1,7 @@
 """How a rule becomes an optax transformation, once for all methods."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +73,8 @@ def weighting(
     Raises:
       ValueError: if `update_every` is no positive int, or what needs `num_tasks` has none.
     """
+    if needs not in get_args(Needs):
+        raise ValueError(f"{name}: needs must be one of {', '.join(map(repr, get_args(Needs)))}, got {needs!r}")
     check_update_every(name, update_every, num_tasks)
     init_fn = initializer(name, num_tasks, seed, init_memory)
     scale_own = needs != "gramian" if scale_own is None else scale_own
@@ -109,7 +111,7 @@ def weighting(
             seen=state.seen,
             present=present,
         )
-        weights, memory = weigh(state.memory, signals)
+        weights, memory = _checked_result(name, weigh(state.memory, signals), last.num_tasks)
         good = all_finite((losses, norms, weights, memory))
         gradient = combined(last, weights, state.memory, good)
         return gradient, only_if(good, advanced(state, weights, key, memory, present, waits), state)
@@ -143,7 +145,7 @@ def weighting(
         if not 1 <= len(grads) <= 3:
             raise ValueError(f"{name}: takes the gradients of 1, 2 or 3 independent batches, got {len(grads)}")
         for each in grads:
-            check_tasks(name, each, state, reads_losses or needs == "losses", task_names)
+            check_tasks(name, each, state, reads_losses or needs == "losses", task_names, init_memory is not None)
         if losses_after is not None:
             losses_after = loss_vector(losses_after, grads[-1].tasks, grads[-1].num_tasks, "losses_after")
         if update_every is None or solve is True:
@@ -207,7 +209,7 @@ def jacobian_method(
     ) -> tuple[PyTree, Any]:
         del extra_args
         grads = as_task_gradients(name, updates, params, losses, present, shared)
-        check_tasks(name, grads, state, reads_losses, task_names)
+        check_tasks(name, grads, state, reads_losses, task_names, init_memory is not None)
         key, subkey = (None, None) if state.key is None else jax.random.split(state.key)
         grads = grads.materialize(whole=True)
         if grads.present is not None:
@@ -230,3 +232,12 @@ def jacobian_method(
         return gradient, only_if(good, advanced(state, weights, key, memory, labelled), state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _checked_result(name: str, result: Any, num_tasks: int) -> tuple[jax.Array, Any]:
+    """What a rule returned, or a ValueError where it is no (weights, memory)."""
+    if isinstance(result, tuple) and len(result) == 2 and jnp.shape(result[0]) == (num_tasks,):
+        return result
+    raise ValueError(
+        f"{name}: the rule must return (weights, memory) with weights of shape ({num_tasks},), got {result!r}"
+    )

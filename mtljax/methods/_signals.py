@@ -84,14 +84,18 @@ def check_tasks(
     state: MethodState,
     reads_losses: bool,
     task_names: tuple[str, ...] | None,
+    remembers: bool,
 ) -> None:
     """Raises ValueError when gradients, state and hyperparameters are not of the same tasks."""
     if not isinstance(state, MethodState):
         got = type(state).__name__
         raise ValueError(f"{name}: the state must be that of init(params) or of the last update, got {got}")
+    if (state.memory is not None) != remembers:
+        raise ValueError(f"{name}: the state is that of another method: take that of init(params)")
     if state.weights is not None and state.weights.shape != (grads.num_tasks,):
         raise ValueError(
-            f"{name}: built with num_tasks={state.weights.shape[0]}, but got the gradients of {grads.num_tasks}"
+            f"{name}: built with num_tasks={state.weights.shape[0]}, but got the gradients of {grads.num_tasks}: a "
+            "task without labels must stay in the dict of losses, with a pair (sum, 0)"
         )
     if reads_losses and grads.losses is None:
         raise ValueError(

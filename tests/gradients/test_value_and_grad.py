@@ -165,7 +165,7 @@ def test_a_regularizer_acts_behind_the_method():
     (_, grads), _ = frozen(params, frozen.init(params), X)
     np.testing.assert_array_equal(grads["body"], 0)
     module = Module(nnx.Rngs(0))
-    of_module = mtl.value_and_grad(module_losses, mtl.ew(), regularizer=lambda p: jnp.sum(p["dense"]["kernel"]))
+    of_module = mtl.value_and_grad(module_losses, mtl.ew(), regularizer=lambda m: jnp.sum(m.dense.kernel[...]))
     plain = mtl.value_and_grad(module_losses, mtl.ew())
     (_, grads), _ = of_module(module, of_module.init(module), X)
     (_, without), _ = plain(Module(nnx.Rngs(0)), plain.init(module), X)
@@ -410,7 +410,7 @@ def test_what_has_no_gradient_is_named_by_its_path(bad, message):
     with pytest.raises(ValueError, match=f"parameter .*{message}"):
         gradient_fn.init(bad)
     with pytest.raises(ValueError, match=f"parameter .*{message}"):
-        gradient_fn(bad, None)
+        gradient_fn(bad, mtl.ew().init(jnp.ones(2)))
 
 
 def test_names_of_keywords_and_masks_of_modules_are_free():
@@ -430,6 +430,19 @@ def test_names_of_keywords_and_masks_of_modules_are_free():
     assert np.any(grads.body.layers[0].bias)
 
 
+def rule_of(weigh):
+    return mtl.methods.weighting("mine", weigh, needs="losses")
+
+
+def test_an_optimizer_inside_the_method_is_told():
+    params = params_of()
+    for chain in (optax.chain(mtl.ew(), optax.adam(1e-2)), optax.chain(mtl.ew(), optax.sgd(1e-2, momentum=0.9))):
+        with pytest.warns(UserWarning, match="the method's chain holds an optimizer"):
+            mtl.value_and_grad(losses_fn, chain).init(params)
+    for chain in (mtl.adatask(num_tasks=2), optax.chain(mtl.per_task(optax.scale_by_adam(), 2), mtl.uw(num_tasks=2))):
+        mtl.value_and_grad(losses_fn, optax.chain(chain, optax.clip_by_global_norm(1.0))).init(params)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -438,7 +451,18 @@ def test_names_of_keywords_and_masks_of_modules_are_free():
             "did you mean 'losses_after'",
         ),
         (lambda f, p: f(mtl.ew())(p, mtl.ew().init(p), X, method_args={"losses": 1}), "losses is known already"),
-        (lambda f, p: f(mtl.ew())(p, None, X), "ew: the state must be that of init"),
+        (lambda f, p: f(mtl.ew())(p, None, X), "the second argument is the state of the method"),
+        (lambda f, p: f(mtl.ew())(p, {"x": X}), "the second argument is the state of the method.*got dict"),
+        (lambda f, p: f(mtl.ew())(p, (), X), "ew: the state must be that of init"),
+        (lambda f, p: f(mtl.uw(num_tasks=2))(p, mtl.ew(num_tasks=2).init(p), X), "uw: the state is that of another"),
+        (lambda f, p: f(mtl.ew())(p, mtl.ew().init(p), X, present={"a": True}), "pass method_args={'present': ...}"),
+        (lambda f, p: mtl.accumulate(f(mtl.ew()), 4), "accumulate takes losses_fn, not the gradient"),
+        (lambda f, p: mtl.value_and_grad(losses_fn, mtl.ew(), regularizer=1e-4), "regularizer must be a function"),
+        (lambda f, p: mtl.methods.weighting("m", lambda m, s: (s.losses, m), needs="loss"), "needs must be one of"),
+        (
+            lambda f, p: mtl.value_and_grad(losses_fn, rule_of(lambda m, s: s.losses))(p, mtl.ew().init(p), X),
+            r"mine: the rule must return \(weights, memory\) with weights of shape \(2,\)",
+        ),
         (
             lambda f, p: f(mtl.per_task(optax.scale(1.0), 2))(p, mtl.per_task(optax.scale(1.0), 2).init(p), X),
             "the method returned the gradients of several tasks",
@@ -461,11 +485,15 @@ def test_names_of_keywords_and_masks_of_modules_are_free():
             "accumulate cuts positional arguments",
         ),
         (
-            lambda f, p: mtl.value_and_grad(mtl.accumulate(module_losses, 4), mtl.ew())(Module(nnx.Rngs(0)), None, X),
+            lambda f, p: mtl.value_and_grad(mtl.accumulate(module_losses, 4), mtl.ew())(
+                Module(nnx.Rngs(0)), mtl.ew().init(p), X
+            ),
             "accumulate repeats a function of parameters",
         ),
         (
-            lambda f, p: mtl.value_and_grad(module_losses, mtl.ew(), mode="features")(Module(nnx.Rngs(0)), None, X),
+            lambda f, p: mtl.value_and_grad(module_losses, mtl.ew(), mode="features")(
+                Module(nnx.Rngs(0)), mtl.ew().init(p), X
+            ),
             "not an nnx.Module",
         ),
     ],
