@@ -270,6 +270,6 @@ def mask(name: str, value: Mask, params: PyTree) -> PyTree:
 
 
 def _flag(value: Any) -> bool:
-    if isinstance(value, (bool, np.bool_)):
+    if isinstance(value, (bool, np.bool_)) or (hasattr(value, "dtype") and value.dtype == bool and not value.shape):
         return bool(value)
     raise TypeError(f"expected true or false, got {value!r}")

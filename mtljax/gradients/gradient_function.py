@@ -1,20 +1,16 @@
 """The door to loops of one's own: losses of several tasks in, one plain gradient out."""
 
 import dataclasses
-import difflib
-import inspect
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from mtljax.errors import unknown
 from mtljax.gradients import arguments
+from mtljax.gradients.call_checks import check_call, warn_of_optimizer
 from mtljax.gradients.choice import Mode
 from mtljax.gradients.container import TaskGradients
 from mtljax.gradients.engine import PyTree
@@ -67,7 +63,7 @@ class GradientFunction:
         if is_nnx_module(params):
             params = functional(self.losses_fn, params, self.wrt).params
         state = self.method.init(arguments.differentiable(params))
-        _warn_of_optimizer(state)
+        warn_of_optimizer(state)
         return state
 
     def __call__(
@@ -79,7 +75,7 @@ class GradientFunction:
         **kwargs: Any,
     ) -> tuple[tuple[Any, PyTree], Any]:
         """The losses of a batch, one gradient, and the state of the method after it; see `value_and_grad`."""
-        _check_call(self.losses_fn, method_state, method_args or {}, kwargs)
+        check_call(self.losses_fn, method_state, method_args or {}, kwargs)
         batches = _batches(args, kwargs)
         if is_nnx_module(params):
             if self.options["mode"] == "features":
@@ -186,7 +182,7 @@ def value_and_grad(
         An optimizer with weight decay moves them all the same: mask it too.
       mode: how K gradients are computed, as there.
       axis_name: name of a pmap, shard_map or vmap axis to average over, as there.
-      reduce: how, as there.
+      reduce: the kind of average, as there.
       has_aux: whether `losses_fn` returns `(losses, aux)`.
       regularizer: a function of params (or of the module) to a scalar, whose gradient is added behind the method: the
         place for an L2 penalty and other terms that belong to no task. Inside the losses, it would make every parameter
@@ -260,56 +256,3 @@ def _bound(losses_fn: Callable[..., Any], kwargs: Mapping[str, Any]) -> Callable
     if isinstance(losses_fn, SplitLosses):
         return SplitLosses(partial(losses_fn.encode, **kwargs), partial(losses_fn.heads, **kwargs))
     return partial(losses_fn, **kwargs)
-
-
-_METHOD_ARGS = ("losses_after", "present", "solve")
-
-
-def _check_call(
-    losses_fn: Callable[..., Any], method_state: Any, method_args: Mapping[str, Any], kwargs: Mapping[str, Any]
-) -> None:
-    """Refuses what is no state of a method, and arguments of a method that it does not read or the losses got."""
-    if method_state is None or isinstance(method_state, (Mapping, list, jax.Array, np.ndarray)):
-        got = type(method_state).__name__
-        raise ValueError(
-            f"the second argument is the state of the method, from .init(params) or the last call, got {got}"
-        )
-    for name in method_args:  # other names may be those of another transformation in the chain
-        if name in ("losses", "shared"):
-            raise ValueError(f"method_args: {name} is known already; a method may be told {', '.join(_METHOD_ARGS)}")
-        if name not in _METHOD_ARGS and difflib.get_close_matches(name, _METHOD_ARGS, cutoff=0.7):
-            raise unknown("argument of a method in method_args", name, _METHOD_ARGS)
-    for name in set(kwargs) & set(_METHOD_ARGS):
-        if isinstance(losses_fn, SplitLosses) or name in inspect.signature(losses_fn).parameters:
-            continue
-        raise ValueError(f"{name} is for the method, not for losses_fn: pass method_args={{{name!r}: ...}}")
-
-
-# States that only an optimizer keeps; behind a method, they say that the chain ends in updates.
-_OPTIMIZERS = (
-    "ScaleByAdamState",
-    "TraceState",
-    "ScaleByRmsState",
-    "ScaleByRssState",
-    "ScaleByLionState",
-    "FactoredState",
-)
-
-
-def _warn_of_optimizer(state: Any) -> None:
-    """Warns where an optimizer follows the method in its chain: what comes out is an update, not a gradient."""
-
-    def names(node: Any) -> set[str]:
-        children = jax.tree_util.default_registry.flatten_one_level(node)
-        return {type(node).__name__}.union(*(names(child) for child in (children[0] if children else ())))
-
-    if type(state) is not tuple:
-        return
-    methods = [i for i, each in enumerate(state) if {"MethodState", "FsMtlState"} & names(each)]
-    behind = state[methods[-1] + 1 :] if methods else ()
-    if any(set(_OPTIMIZERS) & names(each) for each in behind):
-        warnings.warn(
-            "value_and_grad: the method's chain holds an optimizer, so an update comes out and not a gradient: put "
-            "the optimizer behind the gradient, or take the whole chain with mtl.task_gradients",
-            stacklevel=3,
-        )

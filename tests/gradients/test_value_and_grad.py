@@ -421,6 +421,13 @@ def test_names_of_keywords_and_masks_of_modules_are_free():
     gradient_fn = mtl.value_and_grad(named, mtl.ew())
     (_, grads), _ = gradient_fn(params, gradient_fn.init(params), X, mode="train", shared=0.5)
     assert_close(grads, chained(mtl.ew(), params, X, shift=0.5)[1], rtol=1e-5)
+    loose = mtl.value_and_grad(lambda p, x, **kwargs: losses_fn(p, x, shift=kwargs["present"]), mtl.ew())
+    (_, grads), _ = loose(params, loose.init(params), X, present=0.5)
+    assert_close(grads, chained(mtl.ew(), params, X, shift=0.5)[1], rtol=1e-5)
+    arrays = {"body": jnp.bool_(False), "a": np.bool_(True), "b": True}
+    gradient_fn = mtl.value_and_grad(losses_fn, mtl.ew(), trainable=arrays)
+    (_, grads), _ = gradient_fn(params, gradient_fn.init(params), X)
+    np.testing.assert_array_equal(grads["body"], 0)
     module = Fields(jax.random.key(0))
     trainable = jax.tree.map(eqx.is_inexact_array, module)
     trainable = eqx.tree_at(lambda m: m.body.layers[0].weight, trainable, replace=False)
