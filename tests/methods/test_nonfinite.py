@@ -122,7 +122,7 @@ def test_a_bad_step_is_not_finite_and_leaves_no_trace(checked):
 
 
 def memories(state):
-    """What the methods inside a state remember: memory, key, and weights that are used again."""
+    """What the methods inside a state remember: memory and key; of reused weights, the later steps tell."""
     states = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, MethodState))
     return [part for each in states if isinstance(each, MethodState) for part in (each.memory, each.key)]
 
