@@ -11,6 +11,7 @@ import numpy as np
 from mtljax.analysis.similarity import layer_names
 from mtljax.gradients import PyTree, TaskGradients, task_gradients
 from mtljax.gradients.arguments import evaluated
+from mtljax.gradients.backend import platform
 from mtljax.gradients.inspection import contains_convolution
 
 _KEPT = 8  # losses functions whose compiled gradients are kept
@@ -118,7 +119,7 @@ def _compiled(
         return values.losses
 
     jaxpr = jax.make_jaxpr(named)(params, *args)
-    mapped = jax.default_backend() != "cpu" or not contains_convolution(jaxpr.jaxpr)
+    mapped = platform() != "cpu" or not contains_convolution(jaxpr.jaxpr)
 
     def rows(params: PyTree, args: tuple[Any, ...], index: Any, which: jax.Array | None) -> list[jax.Array]:
         """The gradients of one example, leaves (K, *shape)."""

@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from mtljax.gradients import PyTree, TaskGradients
+from mtljax.gradients.backend import platform
 
 MEASURES = ("cosine", "magnitude", "sign_conflict")
 _COLUMNS = 2**14  # of gradients at once on a CPU, so that what is made of them stays in its cache
@@ -169,7 +170,7 @@ def _products(left: jax.Array, right: jax.Array, same: bool) -> _Products:
         return _dot(units[0], units[-1]), clashes, [jnp.sum(jnp.square(unit), axis=1) for unit in units]
 
     size = sides[0].shape[1]
-    blocks = size // _COLUMNS if jax.default_backend() == "cpu" else 0
+    blocks = size // _COLUMNS if platform() == "cpu" else 0
     total = summed(*(side[:, blocks * _COLUMNS :] for side in sides))
     if blocks:
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mtljax.gradients.backend import platform
 from mtljax.gradients.features import SplitLosses
 from mtljax.gradients.inspection import contains_convolution
 from mtljax.gradients.modules import is_nnx_module
@@ -99,7 +100,7 @@ def _each(
     def one(params: PyTree, part: dict[int, PyTree]) -> PyTree:
         return fn(params, *(part.get(i, arg) for i, arg in enumerate(args)))
 
-    if unroll is None and jax.default_backend() == "cpu":
+    if unroll is None and platform() == "cpu":
         first = jax.tree.map(lambda leaf: leaf[0], parts)
         unroll = contains_convolution(jax.make_jaxpr(one)(params, first).jaxpr)
     return lax.scan(lambda carry, part: (carry, one(params, part)), None, parts, unroll=bool(unroll))[1]
@@ -118,7 +119,8 @@ def _cut(batch: PyTree, count: int) -> PyTree:
                 f"cannot cut an array of shape {leaf.shape} into {count} microbatches: choose a number that divides "
                 "the batch, and name in argnums the arguments that hold a batch alone, counted after the parameters"
             )
-        return leaf.reshape(count, leaf.shape[0] // count, *leaf.shape[1:])
+        # Every count-th example: where a batch is spread over devices, so is each of its parts.
+        return jnp.swapaxes(leaf.reshape(leaf.shape[0] // count, count, *leaf.shape[1:]), 0, 1)
 
     return jax.tree.map(cut, batch)
 

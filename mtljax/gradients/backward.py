@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mtljax.gradients.choice import Passes
+from mtljax.gradients.backend import platform
+from mtljax.gradients.choice import MOST_WRITTEN_OUT, Passes
 from mtljax.gradients.engine import (
     Layout,
     PyTree,
     accumulation,
-    chosen_rows,
     mean,
     sum_over_tasks,
     varying,
@@ -26,14 +26,14 @@ Linear: TypeAlias = Callable[..., tuple[jax.Array, ...]]
 Select: TypeAlias = Callable[[tuple[jax.Array, ...]], jax.Array]
 Move: TypeAlias = Callable[[PyTree], tuple[PyTree, jax.Array]]
 
-# Up to which gradients are held as separate pytrees: faster for 2 tasks, no slower for 3, 4 not measured; the products
-# grow with K * K.
-MOST_SEPARATE = 4
+# Up to how many gradients are held as separate pytrees; the products of pairs grow with K * K. On a CPU: faster for 2
+# tasks, no slower for 3, 4 not measured. On accelerators, by the compilers' estimates, far cheaper at 3 and 10.
+MOST_SEPARATE_ON_CPU = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Backward:
-    """K losses, linearized at `params`: modes "jacrev" (passes "mapped") and "loop" ("unrolled").
+    """K losses, linearized at `params`: modes "jacrev" and "loop".
 
     Attributes:
       layout: which parameters enter what.
@@ -41,7 +41,7 @@ class Backward:
       linear: tangent of params to K tangents of losses.
       params: where.
       dtypes: of the losses.
-      passes: K backward passes "mapped" (one pullback under vmap, as in jax.jacrev) or "unrolled".
+      passes: how K backward passes are made, see `Choice`.
       axis_name: axis to average over, or None.
     """
 
@@ -63,9 +63,10 @@ class Backward:
 
     def held(self) -> Any:
         """The K gradients, held."""
-        if self.passes == "unrolled" and self.axis_name is None and self.layout.num_tasks <= MOST_SEPARATE:
-            rows = separate_rows(self.linear, (self.params,), self.dtypes, None)
-            return Separate(self.layout, tuple(row for (row,) in rows), self)
+        most = MOST_SEPARATE_ON_CPU if platform() == "cpu" else MOST_WRITTEN_OUT
+        if self.passes == "unrolled" and self.layout.num_tasks <= most:
+            rows = separate_rows(self.linear, (self.params,), self.dtypes, self.axis_name)
+            return Separate(self.layout, mean(tuple(row for (row,) in rows), self.axis_name), self)
         return self.stacked()
 
     def stacked(self) -> Stacked:
@@ -100,12 +101,15 @@ class Backward:
         """One gradient a task, where it stands."""
         params_per_task = varying(params_per_task, self.axis_name)
         num_tasks = self.layout.num_tasks
-        if self.passes == "mapped":
+        if self.passes != "unrolled":
 
             def selected(params: PyTree, one_hot: jax.Array) -> jax.Array:
                 return jnp.sum(one_hot * jnp.stack(self.losses_fn(params)))  # a product would round losses to TF32
 
-            losses, jacobian = jax.vmap(jax.value_and_grad(selected))(params_per_task, jnp.eye(num_tasks))
+            pair = params_per_task, jnp.eye(num_tasks)
+            evaluate = jax.value_and_grad(selected)
+            every = jax.vmap(evaluate)(*pair) if self.passes == "mapped" else lax.map(lambda one: evaluate(*one), pair)
+            losses, jacobian = every
         else:
             every = []
             for k in range(num_tasks):
@@ -122,7 +126,7 @@ class Backward:
             return self.change(self._pullback(pullback, one_hot), move, select)
 
         basis = jnp.eye(self.layout.num_tasks)
-        if self.passes == "mapped":
+        if self.passes != "unrolled":
             return lax.map(lambda one_hot: row(one_hot, lambda losses: jnp.sum(one_hot * jnp.stack(losses))), basis)
         return _one_by_one(basis, lambda one_hot, k: row(one_hot, lambda losses: losses[k]))
 
@@ -175,7 +179,7 @@ class TwoPass(Backward):
             return products.astype(length.dtype), length, peak
 
         basis = jnp.eye(num_tasks)
-        columns = lax.map(column, basis) if self.passes == "mapped" else _one_by_one(basis, column)
+        columns = _one_by_one(basis, column) if self.passes == "unrolled" else lax.map(column, basis)
         products, lengths, peaks = columns
         norms = lengths * peaks
         return unit_diagonal(products * inverse(lengths)[:, None] * inverse(norms)[None, :], norms)
@@ -201,10 +205,12 @@ class Scattered(Backward):
         if self.local is not None:
             return self
         local = self.local_rows()
-        rows = chosen_rows(local, self.layout.shared, self.layout.num_tasks)
+        pairs = zip(*map(jax.tree.leaves, (local, self.layout.shared)), strict=True)
+        rows = [leaf.reshape(len(leaf), -1).astype(accumulation(leaf.dtype)) for leaf, keep in pairs if keep]
         if not rows:
             return dataclasses.replace(self, local=local)
-        flat, devices = jnp.concatenate(rows, axis=1), lax.psum(1, self.axis_name)
+        flat = jnp.concatenate(rows, axis=1)
+        devices = lax.psum(1, self.axis_name)
         flat = jnp.pad(flat, ((0, 0), (0, -flat.shape[1] % devices)))
         shard = lax.psum_scatter(flat, self.axis_name, scatter_dimension=1, tiled=True) / devices
         return dataclasses.replace(self, shard=shard, local=local)
@@ -245,13 +251,14 @@ def transposed(
     linear: Linear, primals: tuple[PyTree, ...], dtypes: tuple[Any, ...], passes: Passes, axis_name: Any
 ) -> tuple[PyTree, ...]:
     """The rows of a linear map to K scalars, as pytrees like its arguments with a leading task axis."""
-    if passes == "mapped":
-        # What jax.jacrev does after its forward pass: one pullback, mapped over the unit vectors. jacrev itself
-        # would run the forward pass again, or differentiate the linear map, which custom_vjp forbids.
-        pullback = jax.linear_transpose(lambda *tangents: jnp.stack(linear(*tangents)), *primals)
-        basis = varying(jnp.eye(len(dtypes), dtype=jnp.result_type(*dtypes)), axis_name)
-        return tuple(jax.vmap(lambda cotangent: tuple(pullback(cotangent)))(basis))
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *separate_rows(linear, primals, dtypes, axis_name))
+    if passes == "unrolled":
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *separate_rows(linear, primals, dtypes, axis_name))
+    # What jax.jacrev does after its forward pass: one pullback, mapped over the unit vectors. jacrev itself would run
+    # the forward pass again, or differentiate the linear map, which custom_vjp forbids.
+    pullback = jax.linear_transpose(lambda *tangents: jnp.stack(linear(*tangents)), *primals)
+    basis = varying(jnp.eye(len(dtypes), dtype=jnp.result_type(*dtypes)), axis_name)
+    row = lambda cotangent: tuple(pullback(cotangent))  # noqa: E731
+    return jax.vmap(row)(basis) if passes == "mapped" else lax.map(row, basis)
 
 
 def separate_rows(

@@ -1,15 +1,18 @@
 """Which engine computes the gradients, and why."""
 
-import os
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
-import jax
+from mtljax.gradients.backend import device_memory, platform
 
-Passes: TypeAlias = Literal["mapped", "unrolled"]
+Passes: TypeAlias = Literal["unrolled", "mapped", "looped"]
 Mode: TypeAlias = Literal["auto", "jacrev", "loop", "two_pass", "features"]
 
 MODES = ("auto", "jacrev", "loop", "two_pass", "features")
+
+# Up to how many backward passes "jacrev" writes out. By the compilers' estimates (docs/performance.md) that is the
+# fastest form at 3 and 10 tasks; the program grows with K, so that 40 are mapped or looped over.
+MOST_WRITTEN_OUT = 10
 
 
 class Choice(NamedTuple):
@@ -19,7 +22,8 @@ class Choice(NamedTuple):
       mode: one of `MODES` but "auto".
       reason: why, in words.
       jacobian_bytes: size of the K x P Jacobian over the shared parameters.
-      passes: how K backward passes are made, "mapped" under vmap or "unrolled".
+      passes: how K backward passes are made: "unrolled", written out one by one; "mapped" under vmap; "looped", one by
+        one in lax.map.
       repeated: paths of parameters that enter one alike product a task: of a trunk that is run anew for every task.
     """
 
@@ -63,34 +67,28 @@ def choose(
             'mode="two_pass" pushes gradients forward through the losses, which a jax.custom_vjp in them forbids: use '
             'mode="loop" or "jacrev", or give that function a jax.custom_jvp rule'
         )
-    size, backend, memory = num_tasks * shared_bytes, jax.default_backend(), device_memory()
+    size, backend, memory = num_tasks * shared_bytes, platform(), device_memory()
     reason = "asked for"
     if mode == "auto" and not scatter and memory is not None and size > memory / 4:
         large = f"the Jacobian takes more than a quarter of the {_amount(memory)} of memory"
         mode, reason = "two_pass", large
         if custom_vjp:
             mode, reason = "loop", f'{large}, but a jax.custom_vjp in the losses rules out "two_pass"'
-    elif mode == "auto" and backend != "cpu":
-        mode, reason = "jacrev", f"one vectorised backward pass keeps a {backend} busy"
+    elif mode == "auto" and backend != "cpu" and num_tasks > MOST_WRITTEN_OUT:
+        mode, reason = "jacrev", f"a program with {num_tasks} backward passes written out compiles for long"
     elif mode == "auto":
         mode = "loop"
-        reason = "convolutions under vmap are slow on a CPU" if convolutions else "on a CPU unrolled passes are fastest"
-    # A loop of "two_pass" keeps its gradients apart; written out, some compilers overlap them.
-    in_loops = backend != "cpu" or (mode == "two_pass" and not convolutions)
-    mapped = mode == "jacrev" or (mode != "loop" and in_loops)
-    return Choice(mode, reason, size, "mapped" if mapped else "unrolled", repeated)
-
-
-def device_memory() -> int | None:
-    """Bytes of the first device's memory, of this machine's on CPU; None when unknown."""
-    device: Any = jax.local_devices()[0]
-    if device.platform == "cpu":
-        try:
-            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        except (AttributeError, ValueError, OSError):
-            return None
-    stats = device.memory_stats() or {}
-    return stats.get("bytes_limit")
+        reason = "on a CPU unrolled passes are fastest"
+        if backend != "cpu":
+            reason = f"up to {MOST_WRITTEN_OUT} passes, written out, take a {backend} the least time and memory"
+        elif convolutions:
+            reason = "convolutions under vmap are slow on a CPU"
+    written_out = mode == "loop" or (mode in ("jacrev", "features") and num_tasks <= MOST_WRITTEN_OUT)
+    if written_out or (backend == "cpu" and (convolutions or mode == "features")):  # slow in loops, and under vmap
+        passes: Passes = "unrolled"
+    else:  # vmap would fold K in front of the batch of a convolution, which loses its sharding and its layout
+        passes = "looped" if convolutions or mode == "two_pass" else "mapped"
+    return Choice(mode, reason, size, passes, repeated)
 
 
 def sentence(choice: Choice, num_tasks: int) -> str:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mtljax.gradients.arguments import Mask, loss_vector, mask
 from mtljax.gradients.backward import Backward
 from mtljax.gradients.choice import Choice, sentence
-from mtljax.gradients.engine import Engine, Layout, PyTree, chosen_rows
+from mtljax.gradients.engine import Engine, Layout, PyTree, chosen_pieces
 from mtljax.gradients.gramian import CrossGramian, Gramian, cross_gramian
 from mtljax.gradients.held import Separate, Stacked, source_of
 
@@ -126,7 +126,7 @@ class TaskGradients:
 
     def cross_gramian(self, other: "TaskGradients") -> CrossGramian:
         """Inner products over the shared parameters with the gradients of the same tasks on another batch."""
-        left, right = (chosen_rows(g.jacobian(), g.engine.layout.gramian, g.num_tasks) for g in (self, other))
+        left, right = (chosen_pieces(g.jacobian(), g.engine.layout.gramian, axis=1) for g in (self, other))
         return cross_gramian(left, right, self.num_tasks)
 
     def combine(self, weights: jax.Array, *, scale_own: bool | jax.Array = False) -> PyTree:

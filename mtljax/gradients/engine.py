@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mtljax.gradients.gramian import Gramian
+from mtljax.gradients.gramian import Gramian, explicitly_sharded
 
 PyTree: TypeAlias = Any
 
@@ -61,13 +61,28 @@ class Engine(Protocol):
         ...
 
 
-def chosen_rows(jacobian: PyTree, chosen: PyTree, num_tasks: int) -> list[jax.Array]:
-    """The chosen leaves of a Jacobian as pieces (K, n_i), in float32 at least."""
-    return [
-        leaf.reshape(num_tasks, -1).astype(accumulation(leaf.dtype))
-        for leaf, keep in zip(jax.tree.leaves(jacobian), jax.tree.leaves(chosen), strict=True)
+def chosen_pieces(tree: PyTree, chosen: PyTree, *, axis: int) -> list[jax.Array]:
+    """The chosen leaves of gradients, in float32 at least, vectors such as biases joined into one.
+
+    Args:
+      tree: one gradient, or a Jacobian.
+      chosen: pytree of bools of the same structure.
+      axis: where the axes of parameters begin: 0 for a gradient, 1 for a Jacobian.
+
+    Returns:
+      Arrays. Joining saves one small product a vector; matrices stay as they are, for a flat one would be gathered
+      where it is sharded.
+    """
+    leaves = [
+        leaf.astype(accumulation(leaf.dtype))
+        for leaf, keep in zip(jax.tree.leaves(tree), jax.tree.leaves(chosen), strict=True)
         if keep and leaf.size
     ]
+    vectors = [leaf for leaf in leaves if leaf.ndim == axis + 1 and not explicitly_sharded(leaf)]
+    if len(vectors) < 2 or len({leaf.dtype for leaf in vectors}) > 1:
+        return leaves
+    joined = {id(leaf) for leaf in vectors}
+    return [*(leaf for leaf in leaves if id(leaf) not in joined), jnp.concatenate(vectors, axis=axis)]
 
 
 def weighted_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from mtljax.gradients.backward import Backward, Linear, transposed
-from mtljax.gradients.engine import PyTree, chosen_rows, mean, sum_over_tasks, varying, weighted_sum
+from mtljax.gradients.engine import PyTree, chosen_pieces, mean, sum_over_tasks, varying, weighted_sum
 from mtljax.gradients.gramian import Gramian, scaled_gramian
 from mtljax.gradients.inspection import leaf_dependence
 
@@ -91,7 +91,7 @@ class Features(Backward):
         """Every example is a coordinate, so that those of several devices add up; warns of tasks it cannot compare."""
         _, z_rows = self._rows_of_heads()
         num_tasks = self.layout.num_tasks
-        rows = chosen_rows(z_rows, [True] * len(z_rows), num_tasks)
+        rows = chosen_pieces(z_rows, [True] * len(z_rows), axis=1)
         gramian = scaled_gramian(rows, num_tasks, axis_name=self.axis_name)
         _warn_of_disjoint_tasks(gramian, z_rows, self.names, self.axis_name)
         # Each device's losses are means over its own examples: of the whole batch's mean they are the D-th part.

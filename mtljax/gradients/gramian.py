@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 class Gramian(NamedTuple):
@@ -43,11 +44,11 @@ class CrossGramian(NamedTuple):
 def scaled_gramian(rows: Sequence[jax.Array], num_tasks: int, *, axis_name: Any = None) -> Gramian:
     """The Gramian of gradients given in pieces.
 
-    Where all squared lengths are well within the dtype's range the products are taken as they are. Elsewhere each row
-    of a piece is first divided by its largest entry, so that rows of 1e-30 and of 1e15 are equally exact.
+    Where all squared lengths are well within the dtype's range the products are taken as they are. Elsewhere rows are
+    first brought into range by powers of two, so that rows of 1e-30 and of 1e15 are equally exact.
 
     Args:
-      rows: arrays (K, n_i), together the K gradients; float32 or float64.
+      rows: arrays (K, *shape), together the K gradients; float32 or float64.
       num_tasks: K, needed when there is no piece.
       axis_name: axis of pmap or shard_map over which the coordinates are spread, every device holding others.
 
@@ -56,60 +57,83 @@ def scaled_gramian(rows: Sequence[jax.Array], num_tasks: int, *, axis_name: Any 
     """
     if not rows:
         return Gramian(jnp.zeros((num_tasks, num_tasks)), jnp.zeros(num_tasks))
-    products = jnp.asarray(sum(jnp.matmul(piece, piece.T, precision=lax.Precision.HIGHEST) for piece in rows))
-    products = products if axis_name is None else lax.psum(products, axis_name)
-    return _in_range(products, list(rows), lambda rows: _scaled_products(rows, axis_name))
+
+    def products(scale: jax.Array | None) -> jax.Array:
+        pieces = rows if scale is None else [piece * column(scale, piece) for piece in rows]
+        total = jnp.asarray(sum(_products(piece, piece) for piece in pieces))
+        return total if axis_name is None else lax.psum(total, axis_name)
+
+    return _in_range(products)
 
 
 def gramian_of_pairs(rows: Sequence[Sequence[jax.Array]]) -> Gramian:
-    """As `scaled_gramian`, for K separate gradients, each in pieces (n_i,): nothing is copied together.
+    """As `scaled_gramian`, for K separate gradients, each in pieces of any shape: nothing is copied together.
 
     Made of K (K + 1) / 2 products, so for a few tasks.
     """
     if not rows[0]:
         return scaled_gramian([], len(rows))
 
-    def products(rows: Sequence[Sequence[jax.Array]]) -> jax.Array:
-        upper = {(i, j): _dot(a, b) for i, a in enumerate(rows) for j, b in enumerate(rows) if i <= j}
+    def products(scale: jax.Array | None) -> jax.Array:
+        scaled = rows if scale is None else [[piece * scale[k] for piece in row] for k, row in enumerate(rows)]
+        upper = {(i, j): _dot(a, b) for i, a in enumerate(scaled) for j, b in enumerate(scaled) if i <= j}
         order = range(len(rows))
         return jnp.stack([jnp.stack([upper[min(i, j), max(i, j)] for j in order]) for i in order])
 
-    def scaled(rows: Sequence[Sequence[jax.Array]]) -> tuple[jax.Array, jax.Array]:
-        peaks = jnp.stack([jnp.stack([jnp.max(jnp.abs(piece)) for piece in row]).max() for row in rows])
-        scale = jnp.where(peaks > 0, peaks, 1)
-        return products([[piece / scale[k] for piece in row] for k, row in enumerate(rows)]), peaks
-
-    return _in_range(products(rows), [list(row) for row in rows], scaled)
+    return _in_range(products)
 
 
 def _dot(left: Sequence[jax.Array], right: Sequence[jax.Array]) -> jax.Array:
     """The inner product of two gradients in pieces, by products of matrices, which a CPU shares among its cores."""
-    each = [
-        jnp.matmul(a[None, :], b[:, None], precision=lax.Precision.HIGHEST) for a, b in zip(left, right, strict=True)
-    ]
+    each = [_products(a[None], b[None]) for a, b in zip(left, right, strict=True)]
     return jnp.stack(each).sum()
 
 
-def _in_range(products: jax.Array, rows: Any, rescaled: Callable[[Any], tuple[jax.Array, jax.Array]]) -> Gramian:
-    """The Gramian of these products, or, where they may under- or overflow, of those `rescaled` makes of the rows."""
-    squares, limits = jnp.diagonal(products), jnp.finfo(products.dtype)
-    safe = jnp.all((squares > limits.tiny**0.65) & (squares < limits.max**0.9))
-    products, scale = lax.cond(safe, lambda rows: (products, jnp.ones_like(squares)), rescaled, rows)
-    lengths = jnp.sqrt(jnp.diagonal(products))
-    return unit_diagonal(_outer_scaled(products, inverse(lengths)), lengths * scale)
+def _products(left: jax.Array, right: jax.Array) -> jax.Array:
+    """Inner products of rows (K, *shape) and (L, *shape), (K, L): flattened, a row would lose how it is sharded."""
+    axes = (trailing(left), trailing(right))
+    return jnp.tensordot(left, right, axes=axes, precision=lax.Precision.HIGHEST, out_sharding=_replicated(left))
 
 
-def _scaled_products(rows: Sequence[jax.Array], axis_name: Any) -> tuple[jax.Array, jax.Array]:
-    """Products of the rows divided by their largest entries, and those entries (K,)."""
-    parts = []
-    for piece in rows:
-        unit, peak = _unit_peaks(piece)
-        parts.append((jnp.matmul(unit, unit.T, precision=lax.Precision.HIGHEST), peak))
-    scale = jnp.stack([peak for _, peak in parts]).max(axis=0)
-    scale = scale if axis_name is None else lax.pmax(scale, axis_name)
-    products = sum(_outer_scaled(product, peak / jnp.where(scale > 0, scale, 1)) for product, peak in parts)
-    products = products if axis_name is None else lax.psum(products, axis_name)
-    return jnp.asarray(products), scale
+def _replicated(array: jax.Array) -> NamedSharding | None:
+    """The sharding of a small result, which products over explicitly sharded axes have to name."""
+    mesh = jax.typeof(array).sharding.mesh
+    return NamedSharding(mesh, PartitionSpec()) if explicitly_sharded(array) else None
+
+
+def explicitly_sharded(array: jax.Array) -> bool:
+    """Whether the array lies on a mesh with axes of type Explicit, where jax wants every sharding named."""
+    return AxisType.Explicit in jax.typeof(array).sharding.mesh.axis_types
+
+
+def trailing(rows: jax.Array) -> tuple[int, ...]:
+    """All axes but the first: sums over them keep how a leaf is sharded, where flattening would gather it."""
+    return tuple(range(1, rows.ndim))
+
+
+def column(values: jax.Array, rows: jax.Array) -> jax.Array:
+    """(K,) values in the shape (K, 1, ...) that broadcasts against rows (K, *shape)."""
+    return values.reshape(-1, *(1,) * (rows.ndim - 1))
+
+
+def _in_range(products: Callable[[jax.Array | None], jax.Array]) -> Gramian:
+    """The Gramian of the products of the rows, taken again with scaled rows where they may under- or overflow.
+
+    Args:
+      products: (K,) powers of two that scale the rows, None for none, to (K, K) inner products.
+
+    Returns:
+      The Gramian of the rows as they are.
+    """
+    plain = products(None)
+    squares, limits = jnp.diagonal(plain), jnp.finfo(plain.dtype)
+    # Up by these, the smallest number has a square; down by those, the sum of 2^30 squares of the largest is finite.
+    up, down = (2.0 ** round(share * exponent) for share, exponent in ((-0.7, limits.minexp), (-0.63, limits.maxexp)))
+    scale = jnp.where(squares > limits.max**0.9, down, jnp.where(squares < limits.tiny**0.65, up, 1.0))
+    scale = scale.astype(plain.dtype)
+    scaled = lax.cond(jnp.all(scale == 1), lambda: plain, lambda: products(scale))
+    lengths = jnp.sqrt(jnp.diagonal(scaled))
+    return unit_diagonal(_outer_scaled(scaled, inverse(lengths)), lengths / scale)
 
 
 def unit_diagonal(cosines: jax.Array, norms: jax.Array) -> Gramian:
@@ -123,7 +147,7 @@ def cross_gramian(left: Sequence[jax.Array], right: Sequence[jax.Array], num_tas
     """The inner products of the gradients of the same tasks on two batches.
 
     Args:
-      left: arrays (K, n_i), together the K gradients on the first batch.
+      left: arrays (K, *shape), together the K gradients on the first batch.
       right: the same on the second.
       num_tasks: K, needed when there is no piece.
 
@@ -134,23 +158,17 @@ def cross_gramian(left: Sequence[jax.Array], right: Sequence[jax.Array], num_tas
         return CrossGramian(jnp.zeros((num_tasks, num_tasks)), jnp.zeros(num_tasks), jnp.zeros(num_tasks))
     # One scale for the whole row: the pieces of a row and those of its partner need not peak together.
     (a, a_scale), (b, b_scale) = _rows_over_peaks(left), _rows_over_peaks(right)
-    products = sum(jnp.matmul(x, y.T, precision=lax.Precision.HIGHEST) for x, y in zip(a, b, strict=True))
-    a_length, b_length = (jnp.sqrt(sum(jnp.sum(x * x, axis=1) for x in units)) for units in (a, b))
+    products = sum(_products(x, y) for x, y in zip(a, b, strict=True))
+    a_length, b_length = (jnp.sqrt(sum(jnp.sum(x * x, axis=trailing(x)) for x in units)) for units in (a, b))
     cosines = jnp.clip(inverse(a_length)[:, None] * products * inverse(b_length)[None, :], -1, 1)
     return CrossGramian(cosines, a_length * a_scale, b_length * b_scale)
 
 
-def _unit_peaks(piece: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The rows divided by their largest entries, and those entries (K,); zero rows stay zero."""
-    peak = jnp.max(jnp.abs(piece), axis=1)
-    return piece / jnp.where(peak > 0, peak, 1)[:, None], peak
-
-
 def _rows_over_peaks(rows: Sequence[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
     """Each row over all pieces divided by its largest entry, and those entries (1 for a zero row), (K,)."""
-    peak = jnp.stack([jnp.max(jnp.abs(piece), axis=1) for piece in rows]).max(axis=0)
+    peak = jnp.stack([jnp.max(jnp.abs(piece), axis=trailing(piece)) for piece in rows]).max(axis=0)
     scale = jnp.where(peak > 0, peak, 1)
-    return [piece / scale[:, None] for piece in rows], scale
+    return [piece / column(scale, piece) for piece in rows], scale
 
 
 def _outer_scaled(matrix: jax.Array, factors: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from mtljax.gradients.engine import Layout, PyTree, accumulation, chosen_rows, differences, sum_over_tasks
+from mtljax.gradients.engine import Layout, PyTree, accumulation, chosen_pieces, differences, sum_over_tasks
 from mtljax.gradients.gramian import Gramian, gramian_of_pairs, scaled_gramian
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ class Stacked:
 
     def gramian(self) -> Gramian:
         """From products of its pieces."""
-        num_tasks = self.layout.num_tasks
-        return scaled_gramian(chosen_rows(self.jacobian, self.layout.gramian, num_tasks), num_tasks)
+        pieces = chosen_pieces(self.jacobian, self.layout.gramian, axis=1)
+        return scaled_gramian(pieces, self.layout.num_tasks)
 
     def combine(self, weights: jax.Array, own_weights: jax.Array) -> PyTree:
         """From its rows."""
@@ -83,14 +83,8 @@ class Separate:
 
     def gramian(self) -> Gramian:
         """From products of pairs."""
-        return gramian_of_pairs([self._pieces(gradient) for gradient in self.gradients])
-
-    def _pieces(self, gradient: PyTree) -> list[jax.Array]:
-        return [
-            leaf.reshape(-1).astype(accumulation(leaf.dtype))
-            for leaf, keep in zip(jax.tree.leaves(gradient), jax.tree.leaves(self.layout.gramian), strict=True)
-            if keep and leaf.size
-        ]
+        chosen = self.layout.gramian
+        return gramian_of_pairs([chosen_pieces(gradient, chosen, axis=0) for gradient in self.gradients])
 
     def combine(self, weights: jax.Array, own_weights: jax.Array) -> PyTree:
         """In one pass over the gradients."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtljax.gradients import PyTree, TaskGradients
+from mtljax.gradients.gramian import column, trailing
 from mtljax.methods._checks import Scalar
 from mtljax.methods._state import state_dtype
 
@@ -42,7 +43,7 @@ def uphill(params: PyTree, rows: PyTree, shared: PyTree, radius: Radius) -> tupl
     """
     leaves, treedef = jax.tree.flatten(params)
     dtype = state_dtype(params)
-    gradients = [leaf.reshape(leaf.shape[0], leaf[0].size).astype(dtype) for leaf in jax.tree.leaves(rows)]
+    gradients = [leaf.astype(dtype) for leaf in jax.tree.leaves(rows)]
     flags = [radius.joint or flag for flag in jax.tree.leaves(shared)]
     points: list[Any] = [jnp.broadcast_to(leaf, (len(gradients[0]), *leaf.shape)) for leaf in leaves]
     moved = jnp.zeros(len(gradients[0]), bool)
@@ -50,27 +51,26 @@ def uphill(params: PyTree, rows: PyTree, shared: PyTree, radius: Radius) -> tupl
         chosen = [i for i, each in enumerate(flags) if each is flag and leaves[i].size]
         if not chosen:
             continue
-        sizes = [jnp.abs(leaves[i].reshape(-1)).astype(dtype) if radius.adaptive else 1 for i in chosen]
+        sizes = [jnp.abs(leaves[i]).astype(dtype) if radius.adaptive else 1 for i in chosen]
         steps, nonzero = _unit([gradients[i] for i in chosen], sizes)
         rho = jnp.asarray(rho, dtype)
         moved |= nonzero & (rho > 0)
         for i, size, step in zip(chosen, sizes, steps, strict=True):
-            leaf = leaves[i]
-            epsilon = (rho * size * step).reshape(-1, *leaf.shape)
-            points[i] = (leaf.astype(dtype) + epsilon).astype(leaf.dtype)
+            points[i] = (leaves[i].astype(dtype) + rho * size * step).astype(leaves[i].dtype)
     return jax.tree.unflatten(treedef, points), moved
 
 
 def _unit(pieces: list[jax.Array], sizes: list[Any]) -> tuple[list[jax.Array], jax.Array]:
-    """The rows over all pieces (N, n_i) times the sizes, divided by their length, and the mask of those that have one.
+    """The rows over all pieces (N, *shape) times the sizes, divided by their length, and which have one.
 
     They are divided by their largest entry first, so that no square leaves the dtype's range. Subnormals are zeros.
     """
-    peak = jnp.stack([jnp.max(jnp.abs(piece), axis=1, initial=0) for piece in pieces]).max(axis=0)
+    peak = jnp.stack([jnp.max(jnp.abs(piece), axis=trailing(piece), initial=0) for piece in pieces]).max(axis=0)
     scale = jnp.where(peak >= jnp.finfo(peak.dtype).tiny, peak, jnp.inf)
-    pieces = [size * (piece / scale[:, None]) for piece, size in zip(pieces, sizes, strict=True)]
-    length = jnp.sqrt(sum(jnp.sum(piece * piece, axis=1) for piece in pieces))
-    return [piece / jnp.where(length > 0, length, 1)[:, None] for piece in pieces], length > 0
+    pieces = [size * (piece / column(scale, piece)) for piece, size in zip(pieces, sizes, strict=True)]
+    length = jnp.sqrt(sum(jnp.sum(piece * piece, axis=trailing(piece)) for piece in pieces))
+    nonzero = length > 0
+    return [piece / column(jnp.where(nonzero, length, 1), piece) for piece in pieces], nonzero
 
 
 def check_evaluable(grads: TaskGradients, num_tasks: int | None, any_mode: bool) -> None:

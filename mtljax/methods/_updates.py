@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mtljax.gradients import Mask, PyTree, TaskGradients, loss_vector
+from mtljax.gradients.gramian import trailing
 
 
 def as_task_gradients(
@@ -107,5 +108,5 @@ def is_several(updates: Any, params: PyTree | None) -> bool:
 
 def row_peaks(jacobian: PyTree, num_tasks: int) -> jax.Array:
     """The largest entry, in size, of each of the K gradients; NaN where there is one."""
-    leaves = [leaf.reshape(num_tasks, -1) for leaf in jax.tree.leaves(jacobian) if leaf.size]
-    return jnp.stack([jnp.max(jnp.abs(leaf), axis=1) for leaf in leaves]).max(axis=0)
+    leaves = [leaf for leaf in jax.tree.leaves(jacobian) if leaf.size]
+    return jnp.stack([jnp.max(jnp.abs(leaf), axis=trailing(leaf)) for leaf in leaves]).max(axis=0)

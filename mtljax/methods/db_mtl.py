@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree
+from mtljax.gradients.gramian import trailing
 from mtljax.methods._base import jacobian_method
 from mtljax.methods._checks import Scalar, check_range
 from mtljax.methods._jacobian import cast_like, per_row, replace_shared, wide, zeros_per_task
@@ -112,9 +113,9 @@ def db_mtl(
 
 def _inverse(losses: jax.Array, rows: PyTree) -> jax.Array:
     """1 / L_k, smaller where g_k / L_k, its length or the sum over the tasks would overflow."""
-    leaves = [leaf.reshape(len(losses), -1) for leaf in jax.tree.leaves(rows) if leaf.size]
-    peak = jnp.stack([jnp.abs(leaf).max(axis=1) for leaf in leaves]).max(axis=0)
+    leaves = [leaf for leaf in jax.tree.leaves(rows) if leaf.size]
+    peak = jnp.stack([jnp.abs(leaf).max(axis=trailing(leaf)) for leaf in leaves]).max(axis=0)
     limit = jnp.finfo(losses.dtype).max
-    room = limit / (2 * len(losses) * sum(leaf.shape[1] for leaf in leaves))
+    room = limit / (2 * len(losses) * sum(leaf[0].size for leaf in leaves))
     largest = jnp.where(peak > 1, room / jnp.maximum(peak, 1), room)
     return jnp.minimum(1 / jnp.where(losses > 0, losses, 1), largest)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mtljax.gradients import PyTree
+from mtljax.gradients.gramian import trailing
 from mtljax.methods._base import jacobian_method
 from mtljax.methods._checks import Scalar, check_range
 from mtljax.methods._jacobian import wide, zeros_per_task
@@ -82,7 +83,7 @@ def excess_mtl(learning_rate: Scalar = 0.01, *, num_tasks: int | None = None) ->
         rows = wide(grads)
         lengths = jax.tree.map(lambda h, g: finite(jnp.hypot(h, g)), memory.lengths, rows)
         excess = sum(
-            (jnp.abs(g) * jnp.where(h > 0, jnp.abs(g) / jnp.where(h > 0, h, 1), 0)).reshape(grads.num_tasks, -1).sum(1)
+            (jnp.abs(g) * jnp.where(h > 0, jnp.abs(g) / jnp.where(h > 0, h, 1), 0)).sum(trailing(g))
             for g, h, shared in zip(*map(jax.tree.leaves, (rows, lengths, grads.shared)), strict=True)
             if shared
         ) + jnp.zeros_like(memory.initial)

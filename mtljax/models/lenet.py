@@ -3,6 +3,7 @@
 import jax
 from flax import linen as nn
 
+from mtljax.gradients.backend import platform
 from mtljax.models.convolution import tiled_convolution
 from mtljax.models.pooling import max_pool_2x2
 
@@ -31,7 +32,7 @@ class LeNet(nn.Module):
         """Maps images (B, H, W, C) to a representation (B, features)."""
         x = inputs
         # On a CPU matrix products, which are faster, in loops and under vmap most of all (docs/performance.md).
-        convolution = tiled_convolution if jax.default_backend() == "cpu" else None
+        convolution = tiled_convolution if platform() == "cpu" else None
         for channels, kernel in zip(self.channels, self.kernels, strict=True):
             size = (kernel, kernel)
             x = nn.Conv(channels, size, padding=self.padding, conv_general_dilated=convolution)(x)

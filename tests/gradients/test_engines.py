@@ -12,9 +12,16 @@ from marks import mostly_slow
 
 import mtljax as mtl
 from mtljax.gradients import backward, choice, evaluate, held, inspection
+from mtljax.gradients.backend import Backend, assumed
 
 GRAMIAN_METHODS = [name for name in mtl.methods.names() if mtl.methods.describe(name).needs == "gramian"]
 WEIGHTS = jnp.array([0.5, 2.0, -1.0])
+
+
+@pytest.fixture(autouse=True)
+def few_are_written_out(monkeypatch):
+    """With three tasks "jacrev" is mapped, or looped over where there are convolutions, as with eleven elsewhere."""
+    monkeypatch.setattr(choice, "MOST_WRITTEN_OUT", 2)
 
 
 def params_of(dtype=jnp.float32):
@@ -61,7 +68,7 @@ def flops(function, *args):
     return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize("num_tasks", [2, backward.MOST_SEPARATE, backward.MOST_SEPARATE + 1])
+@pytest.mark.parametrize("num_tasks", [2, backward.MOST_SEPARATE_ON_CPU, backward.MOST_SEPARATE_ON_CPU + 1])
 @pytest.mark.parametrize("scale", mostly_slow([1.0, 1e-30, 1e15], quick=[1e-30]))
 def test_separate_gradients_give_what_a_jacobian_gives(num_tasks, scale):
     params = {"shared": params_of()["shared"], "heads": jnp.ones((num_tasks, 8))}
@@ -80,7 +87,7 @@ def test_separate_gradients_give_what_a_jacobian_gives(num_tasks, scale):
     assert_close(both(params, batch_of(), "loop"), both(params, batch_of(), "jacrev"), rtol=2e-5)
 
 
-@pytest.mark.parametrize("passes", ["mapped", "unrolled"])
+@pytest.mark.parametrize("passes", ["looped", "unrolled"])
 def test_two_pass_gives_the_gramian_and_the_gradient_of_the_jacobian(passes, monkeypatch):
     if passes == "unrolled":  # as with convolutions on a CPU
         monkeypatch.setattr(evaluate, "contains_convolution", lambda jaxpr: True)
@@ -151,14 +158,16 @@ def test_two_pass_takes_less_than_half_the_memory():
     assert peaks["two_pass"] < 0.5 * min(peaks["jacrev"], peaks["loop"]), peaks
 
 
-@pytest.mark.parametrize("passes", ["mapped", "unrolled"])
+@pytest.mark.parametrize("passes", ["mapped", "looped", "unrolled"])
 def test_features_are_the_gradients_at_the_representation(passes, monkeypatch):
-    if passes == "mapped":
-        monkeypatch.setattr(choice.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(evaluate, "contains_convolution", lambda jaxpr: passes == "looped")
     params, x = params_of(), batch_of()
     z = encode(params, x)
     rows = rows_of(jax.jacrev(lambda z: jnp.stack([heads(params, z, x)[k] for k in "abc"]))(z))
-    grads = mtl.task_gradients(split_losses, params, x, mode="features")[1]
+    with assumed(Backend("cpu" if passes == "unrolled" else "gpu", None)):
+        grads = mtl.task_gradients(split_losses, params, x, mode="features")[1]
+    assert grads.choice is not None
+    assert grads.choice.passes == passes
     assert_close(grads.gramian(), rows @ rows.T)
     exact = mtl.task_gradients(split_losses, params, x, mode="loop")[1]
     for own in (False, True, jnp.array([3.0, 1.0, 0.5])):
@@ -426,17 +435,21 @@ def test_between_solves_a_step_costs_one_backward_pass():
 def test_auto_goes_by_backend_and_memory(monkeypatch):
     params, x = params_of(), batch_of()
     assert mtl.explain(split_losses, params, x).startswith("mode loop: on a CPU unrolled passes are fastest; 3 tasks")
-    monkeypatch.setattr(choice.jax, "default_backend", lambda: "gpu")
-    line = mtl.explain(split_losses, params, x)
-    assert line == "mode jacrev: one vectorised backward pass keeps a gpu busy; 3 tasks, a Jacobian of 1.31 KiB"
-    monkeypatch.setattr(choice, "device_memory", lambda: 4096)
-    line = mtl.explain(split_losses, params, x)
-    assert line.startswith("mode two_pass: the Jacobian takes more than a quarter of the 4 KiB of memory")
-    _, grads = mtl.task_gradients(split_losses, params, x)
-    assert grads.choice is not None
-    assert grads.choice.mode == "two_pass"
-    assert choice.choose("auto", num_tasks=3, shared_bytes=4096, convolutions=False, scatter=True).mode == "jacrev"
-    assert mtl.explain(split_losses, params, x, mode="features").startswith("mode features: asked for")
+    monkeypatch.setattr(choice, "MOST_WRITTEN_OUT", 10)
+    with assumed(Backend("gpu", None)):
+        line = mtl.explain(split_losses, params, x)
+        assert line.startswith("mode loop: up to 10 passes, written out, take a gpu the least time and memory; 3 tasks")
+        many = {"num_tasks": 11, "shared_bytes": 4096}
+        assert choice.choose("auto", **many, convolutions=False)[::3] == ("jacrev", "mapped")
+        assert choice.choose("auto", **many, convolutions=True)[::3] == ("jacrev", "looped")
+    with assumed(Backend("gpu", 4096)):
+        line = mtl.explain(split_losses, params, x)
+        assert line.startswith("mode two_pass: the Jacobian takes more than a quarter of the 4 KiB of memory")
+        _, grads = mtl.task_gradients(split_losses, params, x)
+        assert grads.choice is not None
+        assert grads.choice.mode == "two_pass"
+        assert choice.choose("auto", num_tasks=3, shared_bytes=4096, convolutions=False, scatter=True).mode == "loop"
+        assert mtl.explain(split_losses, params, x, mode="features").startswith("mode features: asked for")
 
 
 def test_convolutions_are_found_inside_other_functions():
@@ -470,7 +483,7 @@ def test_what_does_not_go_together_is_refused(options, message):
 @pytest.mark.parametrize("materialized", [False, True])
 @pytest.mark.parametrize(("mode", "most"), [("loop", 4), ("loop", 2), ("jacrev", 4), ("two_pass", 4)])
 def test_changes_are_those_of_the_moved_gradients(mode, most, materialized, monkeypatch):
-    monkeypatch.setattr(backward, "MOST_SEPARATE", most)
+    monkeypatch.setattr(backward, "MOST_SEPARATE_ON_CPU", most)
     params, x = params_of(), batch_of()
 
     def move(rows, moved=True):
@@ -489,6 +502,31 @@ def test_changes_are_those_of_the_moved_gradients(mode, most, materialized, monk
     assert grads.changes(move).changed
     stays = grads.changes(lambda rows: move(rows, moved=False))
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(stays.jacobian()))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_the_rows_of_a_convolution_agree_in_every_form(platform):
+    """On a CPU they are written out, on a TPU looped over; `at` and `changes` go the same way."""
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, 2, 4))
+    params = {"kernel": kernel, "heads": jax.random.normal(jax.random.key(1), (3, 4))}
+    x = jax.random.normal(jax.random.key(2), (5, 6, 6, 2))
+
+    def losses_fn(p, x):
+        layout = ("NHWC", "HWIO", "NHWC")
+        images = jax.lax.conv_general_dilated(x, p["kernel"], (1, 1), "SAME", dimension_numbers=layout)
+        z = jnp.tanh(images).mean((1, 2))
+        return {name: jnp.mean((z @ p["heads"][k] - k) ** 2) for k, name in enumerate("abc")}
+
+    expected = jax.jacrev(lambda p: jnp.stack([losses_fn(p, x)[name] for name in "abc"]))(params)
+    moved = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf, 3 * leaf]), params)
+    loop = mtl.task_gradients(losses_fn, params, x, mode="loop")[1]
+    with assumed(Backend(platform, None)):
+        grads = mtl.task_gradients(losses_fn, params, x, mode="jacrev")[1]
+        assert grads.choice is not None
+        assert grads.choice.passes == {"cpu": "unrolled", "tpu": "looped"}[platform]
+        assert_close(grads.jacobian(), expected)
+        assert_close(grads.at(moved).jacobian(), loop.at(moved).jacobian(), 1e-5)
+        assert_close(grads.with_gramian().combine(WEIGHTS), loop.combine(WEIGHTS))
 
 
 def test_few_gradients_held_in_a_loop_are_separate_and_agree_with_a_jacobian():

@@ -244,8 +244,8 @@ def test_a_gramian_method_runs_the_forward_pass_once(mode):
 
     counted = primitives(ours, params, x)
     assert counted["tanh"] == 1
-    # One convolution forward; backward (only to the kernel, the input is data) once a task, or once for all batched.
-    assert counted["conv_general_dilated"] == (3 if mode == "loop" else 2)
+    # One convolution forward; backward (only to the kernel, the input is data) once a task.
+    assert counted["conv_general_dilated"] == 3
 
 
 def test_reused_weights_cost_one_backward_pass():
