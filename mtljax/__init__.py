@@ -1,7 +1,7 @@
 """mtljax: multi-task learning methods as optax transformations, and honest ablations of them, in JAX.
 
 `import mtljax` loads gradients and methods alone, which need jax, optax and numpy. The laboratory (`analysis`, `data`,
-`models`, `tasks`, `training`, `ablation`, `load`) is imported at its first use.
+`models`, `tasks`, `training`, `ablation`, `planning`, `load`, `plan`) is imported at its first use.
 """
 
 import importlib
@@ -27,22 +27,26 @@ if TYPE_CHECKING:
     from mtljax import analysis as analysis
     from mtljax import data as data
     from mtljax import models as models
+    from mtljax import planning as planning
     from mtljax import tasks as tasks
     from mtljax import training as training
+    from mtljax.planning.steps import plan as plan
     from mtljax.training import load as load
 
 __version__ = "0.1.0"
 
-_LABORATORY = ("ablation", "analysis", "data", "models", "tasks", "training")
+_LABORATORY = ("ablation", "analysis", "data", "models", "planning", "tasks", "training")
+
+_FUNCTIONS = {"load": "mtljax.training", "plan": "mtljax.planning.steps"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _LABORATORY:
         return importlib.import_module(f"mtljax.{name}")
-    if name == "load":
-        return importlib.import_module("mtljax.training").load
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
     raise AttributeError(f"module 'mtljax' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LABORATORY, "load"})
+    return sorted({*globals(), *_LABORATORY, *_FUNCTIONS})

@@ -1,4 +1,4 @@
-"""The command line: mtljax train | evaluate | ablate | report | analyze | methods."""
+"""The command line: mtljax train | evaluate | ablate | report | analyze | plan | methods."""
 
 import importlib
 import logging

@@ -118,7 +118,7 @@ def main() -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from mtljax.plan.hlo import collective_bytes
+    from mtljax.planning.hlo import collective_bytes
 
     available = len(jax.devices())
     for count in options.devices:

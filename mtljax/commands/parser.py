@@ -87,6 +87,37 @@ def parser() -> argparse.ArgumentParser:
 
     _add_analyses(command("analyze", "", "see what optimizers and methods do", "mtljax analyze toy"))
 
+    plan = command(
+        "plan",
+        "plan:plan",
+        "what a run or study would cost on a TPU or GPU that is not here, by its own compiler: memory, estimated time, "
+        "traffic, engines side by side; --path.to.field=value overrides a field of the config",
+        "mtljax plan configs/digits.py --target v5e:4x4 --modes all",
+    )
+    plan.add_argument("config", metavar="CONFIG", help="Python file with get_config()")
+    plan.add_argument(
+        "--target",
+        required=True,
+        metavar="T",
+        help="the machine: v4, v5e, v5p, v6e or tpu7x with the sides of its slice (v5e:4x4, v5p:2x2x1); a100, h100, "
+        "h200 or b200, several as h100x8; cpu",
+    )
+    plan.add_argument("--batch_size", type=int, metavar="N", help="examples a step, over all devices")
+    plan.add_argument(
+        "--modes",
+        default="auto",
+        metavar="A,B",
+        help="engines to compare with the summed loss, of auto, jacrev, loop, two_pass and features, or all (auto)",
+    )
+    plan.add_argument(
+        "--largest_batch",
+        action="store_true",
+        help="look for the largest batch that fits: up to 6 further compilations",
+    )
+    plan.add_argument("--blocks", metavar="M,M", help="of a study: cells in one program, by numbers such as 1,8,32,128")
+    plan.add_argument("--json", metavar="FILE", help="also write everything as JSON")
+    plan.set_defaults(takes_overrides=True)
+
     listing = command(
         "methods", "methods:methods", "list the multi-task methods, or explain one", "mtljax methods cagrad"
     )

@@ -34,6 +34,11 @@ def assumed(backend: Backend) -> Iterator[None]:
         _ASSUMED.reset(token)
 
 
+def is_assumed() -> bool:
+    """Whether the program is for a machine that is not here, where no compiler takes calls back into Python."""
+    return _ASSUMED.get() is not None
+
+
 def platform() -> str:
     """The kind of device the traced program is for."""
     backend = _ASSUMED.get()

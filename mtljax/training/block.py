@@ -1,6 +1,7 @@
 """Many runs of one structure in one program: their states stacked, the step vmapped, the loop over steps inside.
 
-What the runs log, select and stop at is decided by the functions of `loop` and `records`, run by run.
+On several devices each has its own runs, and a whole copy of the data: they have nothing to tell each other. What the
+runs log, select and stop at is decided by the functions of `loop` and `records`, run by run.
 """
 
 import math
@@ -12,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from mtljax.data import MultiTaskData, Split
 from mtljax.methods import task_weights
+from mtljax.training import parallel
 from mtljax.training.config import TrainConfig
 from mtljax.training.logs import RunLog
 from mtljax.training.loop import Progress, Result
@@ -33,6 +36,7 @@ from mtljax.training.signals import stop_requests
 from mtljax.training.state import Monitor, TrainState, restarted
 
 PyTree = Any
+_RUNS = "runs"  # the axis over devices
 _LOOK_SECONDS = 1.0  # about how long steps run before the host looks for a signal and tells the progress
 
 
@@ -41,6 +45,9 @@ class Block(NamedTuple):
 
     Attributes:
       program: the functions of one run.
+      devices: where the runs are; each has as many, so that their number is a multiple of that of the devices.
+      apart: how what has an axis over the runs lies there, each device having its own.
+      whole: how what all runs read lies there, a copy on each.
       advance: `(states, split, permutations, steps) -> (states, weights)`, so many steps, which are no constant.
       shuffle: `(keys, epoch) -> permutations`.
       evaluation: of `(params, model_states)`.
@@ -48,6 +55,9 @@ class Block(NamedTuple):
     """
 
     program: Program
+    devices: tuple[parallel.Device, ...]
+    apart: Sharding
+    whole: Sharding
     advance: Callable[..., Any]
     shuffle: Callable[..., jax.Array]
     evaluation: Evaluation
@@ -69,11 +79,12 @@ class _Run:
         return not self.stopped and self.error is None
 
 
-def build_block(program: Program) -> Block:
+def build_block(program: Program, devices: Sequence[parallel.Device] | None = None) -> Block:
     """The functions of many runs, from those of one; nothing is compiled yet.
 
     Args:
       program: of one device.
+      devices: over which the runs are spread; None for that of the program.
 
     Returns:
       The block.
@@ -85,7 +96,8 @@ def build_block(program: Program) -> Block:
         raise ValueError(
             f"runs are stacked on one device each, but the program is of {len(program.devices.every)}: use devices=1"
         )
-    every = program.solve_every
+    every, devices = program.solve_every, tuple(devices or program.devices.local)
+    apart, whole, over_runs = _spread(devices)
 
     def step(states: TrainState, split: Split, permutations: jax.Array, solve: bool | None) -> TrainState:
         return jax.vmap(lambda state, order: program.advance(state, split, order, solve)[0])(states, permutations)
@@ -94,7 +106,7 @@ def build_block(program: Program) -> Block:
         def body(_: Any, states: TrainState) -> TrainState:
             if every == 1:
                 return step(states, split, permutations, None)
-            # All runs are at the same step, so that only one of the branches is computed.
+            # All runs are at the same step, so that only one of the branches is computed; a device looks at its own.
             return lax.cond(
                 states.step[0] % every == 0,
                 lambda states: step(states, split, permutations, True),
@@ -114,11 +126,36 @@ def build_block(program: Program) -> Block:
     batch = jax.vmap(program.evaluation.batch, in_axes=(0, 0, None, None, None))
     return Block(
         program=program,
-        advance=jax.jit(advance, donate_argnums=0),
-        shuffle=jax.jit(jax.vmap(program.shuffle, in_axes=(0, None))),
-        evaluation=Evaluation(program.tasks, jax.jit(batch)),
-        keep=jax.jit(keep),
+        devices=devices,
+        apart=apart,
+        whole=whole,
+        advance=jax.jit(over_runs(advance, (0, None, 0, None)), donate_argnums=0),
+        shuffle=jax.jit(over_runs(jax.vmap(program.shuffle, in_axes=(0, None)), (0, None))),
+        evaluation=Evaluation(program.tasks, jax.jit(over_runs(batch, (0, 0, None, None, None)))),
+        keep=jax.jit(over_runs(keep, (0, 0, 0))),
     )
+
+
+def _spread(
+    devices: tuple[parallel.Device, ...],
+) -> tuple[Sharding, Sharding, Callable[[Callable[..., Any], tuple[int | None, ...]], Callable[..., Any]]]:
+    """How runs and what they share lie on devices; and what makes of a function one in which each has its own runs.
+
+    The latter takes the axes of the runs in the arguments, as vmap does, and is no more than the function where there
+    is one device.
+    """
+    if len(devices) == 1:
+        place = SingleDeviceSharding(devices[0])
+        return place, place, lambda function, in_axes: function
+    mesh = Mesh(np.asarray(devices), (_RUNS,))
+    apart, whole = PartitionSpec(_RUNS), PartitionSpec()
+
+    def over_runs(function: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:
+        # Left to the compiler, devices would ask each other even for the number of the step.
+        specs = tuple(whole if axis is None else apart for axis in in_axes)
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=apart, check_vma=False)
+
+    return NamedSharding(mesh, apart), NamedSharding(mesh, whole), over_runs
 
 
 def train_block(
@@ -138,7 +175,7 @@ def train_block(
       states: their states before the first step, from `init_state`; trees of equal shapes and dtypes.
       data: their data.
       block: their functions, from `build_block`.
-      size: pad to so many runs, so that blocks of different lengths share what is compiled.
+      size: pad to so many runs, so that blocks of different lengths share what is compiled; and to as many a device.
       progress: how to report; None is silent.
       probe: as for `train`, with equal `probe_every`.
 
@@ -149,11 +186,11 @@ def train_block(
     progress = progress or Progress()
     program = block.program
     runs = [_Run(config, Prober(config, data, program, probe)) for config in configs]
-    padded = [*states, *[states[-1]] * ((size or len(runs)) - len(runs))]
+    size = -(-(size or len(runs)) // len(block.devices)) * len(block.devices)
+    padded = [*states, *[states[-1]] * (size - len(runs))]
     keys = jnp.stack([data_key(config) for config in [*configs, *[configs[-1]] * (len(padded) - len(runs))]])
-    device = program.devices.local[0]
-    stacked: TrainState = jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *padded), device)
-    splits = {name: jax.device_put(split, device) for name, split in data.splits.items()}
+    stacked: TrainState = jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *padded), block.apart)
+    splits = {name: jax.device_put(split, block.whole) for name, split in data.splits.items()}
     step, total = 0, configs[0].epochs * program.steps_per_epoch
     log_every, every = configs[0].log_every, configs[0].evaluate_every or program.steps_per_epoch
     stops = log_every, every, program.steps_per_epoch, configs[0].probe_every or total
@@ -182,6 +219,7 @@ def train_block(
             for i, run in enumerate(runs):
                 if run.runs and run.prober.due(step):
                     network = _item((stacked.params, (stacked.model_state, stacked.loss_scales)), i)
+                    network = jax.device_put(network, block.devices[0])
                     run.prober.look(step, network, lambda i=i, orders=permutations: orders[i])
             began = time.perf_counter()
             stacked, weights = block.advance(stacked, splits["train"], permutations, np.int32(stop - step))
@@ -198,7 +236,7 @@ def train_block(
             if not evaluating and step % log_every:
                 continue
             monitor, weights = jax.device_get((stacked.monitor, weights))
-            stacked = stacked._replace(monitor=jax.device_put(jax.device_get(restarted(monitor)), device))
+            stacked = stacked._replace(monitor=jax.device_put(jax.device_get(restarted(monitor)), block.apart))
             for i, run in enumerate(runs):
                 if run.runs:
                     _log_training(program, run, step, _item(monitor, i), _item(weights, i), share())

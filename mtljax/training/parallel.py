@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import numpy as np
 from flax import jax_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 PyTree = Any
 Device: TypeAlias = Any  # jax.Device, which the type checker does not see as a class
@@ -18,8 +18,8 @@ class Devices(NamedTuple):
     """Where a run trains.
 
     Attributes:
-      every: the devices of all processes.
-      local: those of this process.
+      every: the devices of all processes; of those that are only planned for, their numbers.
+      local: those of this process, none where they are only planned for.
       style: "pmap", one program a device with collectives over the axis `AXIS`; or "jit", one program over all, whose
         batch is sharded and in which the compiler places the collectives.
     """
@@ -65,13 +65,23 @@ def choose_devices(count: int, batch_size: int, style: Style = "pmap") -> Device
         raise ValueError(f"devices={count}, but there are {len(available)} local devices")
     every = tuple(available[: count or None])
     local = tuple(device for device in every if device.process_index == jax.process_index())
-    if batch_size % len(every):
-        lower = batch_size // len(every) * len(every)
-        raise ValueError(
-            f"batch_size={batch_size} is not divisible by {len(every)} devices: use {lower or len(every)} or "
-            f"{lower + len(every)}" + (", or devices=1" if jax.process_count() == 1 else "")
-        )
+    _check_divisible(batch_size, len(every), ", or devices=1" if jax.process_count() == 1 else "")
     return Devices(every, local, style)
+
+
+def planned_devices(count: int, batch_size: int, style: Style = "pmap") -> Devices:
+    """Devices that are not there, for a program that is compiled elsewhere; errors as of `choose_devices`."""
+    _check_divisible(batch_size, count)
+    return Devices(tuple(range(count)), (), style)
+
+
+def _check_divisible(batch_size: int, devices: int, otherwise: str = "") -> None:
+    if batch_size % devices:
+        lower = batch_size // devices * devices
+        raise ValueError(
+            f"batch_size={batch_size} is not divisible by {devices} devices: use {lower or devices} or "
+            f"{lower + devices}{otherwise}"
+        )
 
 
 def compile_advance(advance: Callable[..., Any], devices: Devices) -> Callable[..., Any]:
@@ -82,8 +92,22 @@ def compile_advance(advance: Callable[..., Any], devices: Devices) -> Callable[.
       devices: where to run.
 
     Returns:
-      The compiled function of placed arguments; `solve` is static.
+      The compiled function of placed arguments; `solve` is static. For devices that are only planned for, a function to
+      be compiled, whose arguments and results are whole on each.
     """
+    if not devices.local:
+        if devices.axis_name is None:
+            return advance
+        mesh, whole = _mesh(devices), PartitionSpec()
+
+        def mapped(state: PyTree, split: PyTree, permutation: jax.Array, solve: bool | None) -> Any:
+            def one(*placed: Any) -> Any:
+                return advance(*placed, solve)
+
+            run = jax.shard_map(one, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False)
+            return run(state, split, permutation)
+
+        return mapped
     if devices.sharding is not None:
         # Every device holds the whole state: left alone, the compiler might spread it.
         return jax.jit(advance, donate_argnums=0, static_argnums=3, out_shardings=_replicated(devices))
@@ -125,5 +149,7 @@ def _replicated(devices: Devices) -> NamedSharding:
     return NamedSharding(_mesh(devices), PartitionSpec())
 
 
-def _mesh(devices: Devices) -> Mesh:
+def _mesh(devices: Devices) -> Any:
+    if not devices.local:
+        return AbstractMesh((len(devices.every),), (AXIS,), axis_types=(AxisType.Auto,))
     return Mesh(np.asarray(devices.every), (AXIS,))

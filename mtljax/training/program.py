@@ -93,12 +93,13 @@ def example(spec: Mapping[str, Any]) -> np.ndarray:
     return np.zeros((1, *spec["inputs"]["shape"]), spec["inputs"]["dtype"])
 
 
-def build_program(config: TrainConfig, data: MultiTaskData) -> Program:
+def build_program(config: TrainConfig, data: MultiTaskData, devices: parallel.Devices | None = None) -> Program:
     """Builds, without compiling yet, all functions of a run.
 
     Args:
       config: the run.
       data: its data, restricted to the tasks of the run.
+      devices: where it runs; None for the devices here that the config asks for.
 
     Returns:
       The program.
@@ -106,7 +107,7 @@ def build_program(config: TrainConfig, data: MultiTaskData) -> Program:
     Raises:
       ValueError: on unknown names, a batch larger than the data or not divisible by the devices.
     """
-    devices = parallel.choose_devices(config.devices, config.batch_size, config.parallel)
+    devices = devices or parallel.choose_devices(config.devices, config.batch_size, config.parallel)
     axis_name = devices.axis_name
     num_examples = data.splits["train"].num_examples
     model = build_model(config, data.spec, axis_name)

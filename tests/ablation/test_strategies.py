@@ -128,6 +128,11 @@ def test_vmap_gives_the_numbers_of_sequential_and_a_nan_fails_alone(sequential):
 
 
 @pytest.fixture
+def one_device(monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+
+
+@pytest.fixture
 def blocks(monkeypatch):
     """The names of the cells in each block that vmap would train; nothing is trained."""
     found = []
@@ -175,6 +180,7 @@ def test_vmap_gives_the_numbers_of_sequential_for_several_structures(mixed):
     assert_same(run("vmap", MIXED), mixed)
 
 
+@pytest.mark.usefixtures("one_device")
 def test_vmap_takes_half_as_many_cells_when_memory_runs_out(monkeypatch):
     sizes = []
 
@@ -191,6 +197,22 @@ def test_vmap_takes_half_as_many_cells_when_memory_runs_out(monkeypatch):
     assert {record["status"] for record in records.values()} == {"finished"}
 
 
+def test_vmap_spreads_a_block_over_the_devices_and_halves_it_down_to_one_cell_each(monkeypatch):
+    found = []
+
+    def short_of_memory(configs, states, *, size, block, **_):
+        found.append((len(configs), size, len(block.devices)))
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+
+    monkeypatch.setattr(VECTORISED, "train_block", short_of_memory)
+    monkeypatch.setattr(VECTORISED, "init_state", lambda *_: None)
+    cells = [cell(f"{seed}", seed=seed) for seed in range(20)]
+    assert {record["status"] for record in run("vmap", cells).values()} == {"failed"}
+    assert found == [(20, 20, 8), (10, 10, 8), (7, 7, 8), (7, 7, 8), (6, 7, 8)]
+    run("vmap", cells[:3])
+    assert found[-1] == (3, 3, 3)
+
+
 def test_vmap_records_what_does_not_fit_alone_and_goes_on(monkeypatch):
     def no_memory(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
@@ -201,6 +223,7 @@ def test_vmap_records_what_does_not_fit_alone_and_goes_on(monkeypatch):
     assert "out of memory" in records["plain"]["reason"]
 
 
+@pytest.mark.usefixtures("one_device")
 def test_vmap_fails_a_block_whose_values_are_refused_and_raises_what_is_no_cells_own(monkeypatch):
     errors: list[Exception] = [ValueError("the batch is too odd"), MemoryError(), MemoryError(), MemoryError()]
     sizes = []

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from marks import mostly_slow
 
 import mtljax as mtl
-from mtljax.plan.hlo import collective_bytes
+from mtljax.planning.hlo import collective_bytes
 
 TASKS, MODES = "abc", ("loop", "jacrev", "two_pass")
 K, WIDTH, HEADS, SIZE, HIDDEN, LENGTH, DEVICES = len(TASKS), 20, 2, 10, 28, 6, 4

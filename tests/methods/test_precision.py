@@ -10,17 +10,22 @@ import pytest
 from evaluable import given
 from jax import lax
 from jax.extend.core import jaxprs_in_params
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from marks import mostly_slow
 from samplers import gaussian
 
 import mtljax as mtl
 from mtljax.gradients import TaskGradients
+from mtljax.gradients.backend import Backend, assumed
 from mtljax.solvers import min_norm_weights
 
 NAMES = mtl.methods.names()
 GRAMIAN = [name for name in NAMES if mtl.methods.describe(name).needs == "gramian"]
 K = 3
 LOSSES = jnp.array([0.5, 2.0, 1.0])
+PRODUCTS = ("dot_general", "conv_general_dilated")
+NETWORK, OURS = (lax.Precision.HIGH,) * 2, (lax.Precision.HIGHEST,) * 2
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
@@ -49,12 +54,82 @@ def test_every_product_asks_for_the_highest_precision(name, options):
         traced = jax.make_jaxpr(lambda j, s: tx.update(given(name, j, LOSSES), s, params, losses=LOSSES))(
             jacobian, tx.init(params)
         )
-    products = [
-        each for each in equations(traced.jaxpr) if each.primitive.name in ("dot_general", "conv_general_dilated")
-    ]
+    products = [each for each in equations(traced.jaxpr) if each.primitive.name in PRODUCTS]
     for product in products:
-        assert product.params["precision"] == (lax.Precision.HIGHEST,) * 2, product
+        assert product.params["precision"] == OURS, product
     assert products or name in ("adatask", "graddrop")
+
+
+def network(num_tasks: int) -> tuple[Any, dict[str, Any], jax.Array]:
+    """A network in bfloat16, whose products alone ask for the precision HIGH, its parameters and a batch."""
+
+    def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jnp.dot(x, kernel.astype(jnp.bfloat16), precision=lax.Precision.HIGH)
+
+    def encode(params: Any, x: jax.Array) -> jax.Array:
+        return jnp.tanh(product(x, params["first"]) + params["bias"])
+
+    def heads(params: Any, z: jax.Array, x: jax.Array) -> dict[str, jax.Array]:
+        del x
+        z = jnp.tanh(product(z, params["last"]))
+        return {
+            f"{k:02}": jnp.mean((product(z, params["heads"][k]) - k).astype(jnp.float32) ** 2) for k in range(num_tasks)
+        }
+
+    params = {"first": (6, 5), "bias": (5,), "last": (5, 5)}
+    shapes = params | {"heads": [(5, 2)] * num_tasks}
+    params = jax.tree.map(jnp.ones, shapes, is_leaf=lambda shape: isinstance(shape, tuple))
+    return mtl.split(encode, heads), params, jnp.ones((8, 6), jnp.bfloat16)
+
+
+def is_last(path: Any) -> bool:
+    return "last" in jax.tree_util.keystr(path)
+
+
+# Of an engine and a method; what is not said is the default of a TPU.
+STEPS = {
+    "jacrev": ("mgda", {}, {"mode": "jacrev"}),
+    "loop": ("mgda", {}, {"mode": "loop"}),
+    "two_pass": ("mgda", {}, {"mode": "two_pass"}),
+    "features": ("pcgrad", {}, {"mode": "features"}),
+    "subset": ("nash_mtl", {}, {"subset": is_last}),
+    "trainable": ("cagrad", {}, {"trainable": is_last}),
+    "mean": ("upgrad", {}, {"axis_name": "devices"}),
+    "scatter": ("aligned_mtl", {}, {"axis_name": "devices", "reduce": "scatter"}),
+    "scatter of rows": ("graddrop", {}, {"axis_name": "devices", "reduce": "scatter"}),
+    "accumulate": ("imtl_g", {}, {}),
+    "update_every": ("cagrad", {"update_every": 3}, {}),
+    "fs_mtl direct": ("fs_mtl", {"aggregate": "direct", "adaptive": True}, {}),
+    "fs_mtl second": ("fs_mtl", {"aggregate": "second", "base": mtl.mgda()}, {}),
+    "fs_mtl each": ("fs_mtl", {"aggregate": "each", "base": mtl.mgda()}, {}),
+    "fs_mtl perturb_every": ("fs_mtl", {"perturb_every": 2, "base": "upgrad"}, {}),
+    "fs_mtl shared_perturbation": ("fs_mtl", {"aggregate": "direct", "shared_perturbation": True}, {}),
+}
+CASES = {name: (name, {}, {}) for name in NAMES} | STEPS
+
+
+@pytest.mark.parametrize("num_tasks", [3, 12])  # written out, and in one vectorised pass
+@pytest.mark.parametrize("case", CASES)
+def test_in_a_whole_step_the_network_alone_has_another_precision(case, num_tasks):
+    name, hyperparameters, options = CASES[case]
+    losses_fn, params, batch = network(num_tasks)
+    losses_fn = mtl.accumulate(losses_fn, 2 if case == "accumulate" else 1)
+    batches = mtl.methods.describe(name).batches
+    batch = batch if batches == 1 else mtl.IndependentBatches(*[batch] * batches)
+    method = mtl.methods.create(name, num_tasks=num_tasks, **hyperparameters)
+    step: Any = mtl.value_and_grad(losses_fn, method, **options)
+    state = step.init(params)
+    if "axis_name" in options:
+        mesh = Mesh(np.asarray(jax.devices()[:2]), ("devices",))
+        step = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(), P("devices")), out_specs=P(), check_vma=False)
+    with assumed(Backend("tpu", None)), jax.default_matmul_precision("bfloat16"):
+        traced = jax.make_jaxpr(step)(params, state, batch)
+    products = [each for each in equations(traced.jaxpr) if each.primitive.name in PRODUCTS]
+    ours = [each for each in products if each.params["precision"] != NETWORK]
+    assert len(ours) < len(products)
+    for product in ours:
+        assert product.params["precision"] == OURS, product
+        assert {str(operand.aval.dtype) for operand in product.invars} == {"float32"}
 
 
 def opposed(seed: int, size: int = 2000) -> np.ndarray:

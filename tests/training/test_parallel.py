@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from marks import mostly_slow
 
 import mtljax as mtl
-from mtljax.plan.hlo import collective_bytes
+from mtljax.planning.hlo import collective_bytes
 from mtljax.training import ModelConfig, OptimizerConfig, parallel, train
 from mtljax.training.loop import load_data
 from mtljax.training.program import build_program, data_key, init_state

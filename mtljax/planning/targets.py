@@ -113,7 +113,9 @@ def describe_topology(target: Target) -> dict[str, Any]:
         # As TPU VMs are set up; by default libtpu takes each of the two cores of a v4 for a device.
         cores = {"chip_config_name": "megacore"} if target.chip == "v4" else {}
         return {"platform": "tpu", "topology_name": f"{target.chip}:{target.topology}", **cores}
-    description = resources.files("mtljax.plan").joinpath("gpus", f"{target.chip}.txtpb").read_text(encoding="utf-8")
+    description = (
+        resources.files("mtljax.planning").joinpath("gpus", f"{target.chip}.txtpb").read_text(encoding="utf-8")
+    )
     lines = [line for line in description.splitlines() if not line.startswith("#")]
     return {
         "platform": "cuda",

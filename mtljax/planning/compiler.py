@@ -24,12 +24,12 @@ import jax
 
 import mtljax
 from mtljax.data import cache
-from mtljax.plan.lowering import abstract_mesh as abstract_mesh
-from mtljax.plan.lowering import export_flat, mesh_sides
-from mtljax.plan.results import Compiled as Compiled
-from mtljax.plan.results import Memory as Memory
-from mtljax.plan.results import argument_names, from_json
-from mtljax.plan.targets import Target, describe_topology
+from mtljax.planning.lowering import abstract_mesh as abstract_mesh
+from mtljax.planning.lowering import export_flat, mesh_sides
+from mtljax.planning.results import Compiled as Compiled
+from mtljax.planning.results import Memory as Memory
+from mtljax.planning.results import argument_names, from_json
+from mtljax.planning.targets import Target, describe_topology
 
 PyTree = Any
 logger = logging.getLogger(__name__)
@@ -87,7 +87,15 @@ def compile_for(
     """
     versions = _versions(target)
     sides = mesh_sides(target, mesh, specs is not None or out_specs is not None)
-    exported, donated = export_flat(fn, tuple(args), target.platform, sides, specs, out_specs, tuple(donate))
+    try:
+        exported, donated = export_flat(fn, tuple(args), target.platform, sides, specs, out_specs, tuple(donate))
+    except (ValueError, NotImplementedError) as error:
+        if "lowering platform" not in str(error) and "callback" not in str(error):
+            raise
+        raise ValueError(
+            "a step that calls back into Python (jax.debug.print, jax.debug.callback, io_callback) cannot be compiled "
+            "for a machine that is not here: leave the call out of what is planned"
+        ) from error
     flags = {name: _environment(target).get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
     machine = (target.name, describe_topology(target) if target.platform != "cpu" else "")
     module = exported.mlir_module()
@@ -160,7 +168,7 @@ def _run(request: dict[str, Any], target: Target) -> dict[str, Any]:
 
 
 def _command(directory: Path) -> list[str]:
-    return [sys.executable, "-P", "-m", "mtljax.plan.child", str(directory)]
+    return [sys.executable, "-P", "-m", "mtljax.planning.child", str(directory)]
 
 
 def _environment(target: Target) -> dict[str, str]:

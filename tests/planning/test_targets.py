@@ -2,8 +2,8 @@
 
 import pytest
 
-from mtljax.plan import targets
-from mtljax.plan.targets import parse
+from mtljax.planning import targets
+from mtljax.planning.targets import parse
 
 
 @pytest.mark.parametrize(

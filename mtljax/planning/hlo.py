@@ -6,13 +6,13 @@ Pure functions of `compiled.as_text()`, of an optimised program for TPUs, GPUs o
 import re
 from typing import NamedTuple
 
-from mtljax.plan import hlo_text
-from mtljax.plan.buffers import Buffer as Buffer
-from mtljax.plan.buffers import bytes_moved as bytes_moved
-from mtljax.plan.buffers import largest_arrays as largest_arrays
-from mtljax.plan.hlo_text import Module, Visit
-from mtljax.plan.products import Product as Product
-from mtljax.plan.products import products as products
+from mtljax.planning import hlo_text
+from mtljax.planning.buffers import Buffer as Buffer
+from mtljax.planning.buffers import bytes_moved as bytes_moved
+from mtljax.planning.buffers import largest_arrays as largest_arrays
+from mtljax.planning.hlo_text import Module, Visit
+from mtljax.planning.products import Product as Product
+from mtljax.planning.products import products as products
 
 _KINDS: tuple[str, ...] = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
 

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from mtljax.plan import hlo_text
-from mtljax.plan.hlo_text import Instruction, Module, Visit
+from mtljax.planning import hlo_text
+from mtljax.planning.hlo_text import Instruction, Module, Visit
 
 _NO_BUFFERS = ("tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "optimization-barrier")
 _SLICES = ("dynamic-slice", "slice", "gather")

@@ -1,4 +1,4 @@
-"""The process that compiles: `python -m mtljax.plan.child REQUEST_DIRECTORY`, started by `compiler`.
+"""The process that compiles: `python -m mtljax.planning.child REQUEST_DIRECTORY`, started by `compiler`.
 
 It loads the compiler of a machine that is not there, which may abort, and leaves `result.json` in the directory.
 """
@@ -16,8 +16,8 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mtljax.plan import hlo
-from mtljax.plan.targets import Target, describe_topology
+from mtljax.planning import hlo
+from mtljax.planning.targets import Target, describe_topology
 
 _WRAPPERS = re.compile(r"jit\(call\)/(?:call_exported/)?jit\(flat\)/")  # around the program's own names
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

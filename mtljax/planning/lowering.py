@@ -7,7 +7,7 @@ import jax
 from jax import export
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from mtljax.plan.targets import Target
+from mtljax.planning.targets import Target
 
 PyTree = Any
 
@@ -57,7 +57,7 @@ def export_flat(
     donated = tuple(i for i, owner in enumerate(owners) if owner in donate)
     # Of one device, the program has no mesh at all.
     place = (lambda spec: NamedSharding(abstract_mesh(sides), spec)) if sides else (lambda spec: None)
-    layout = _spread(tuple(specs) if specs is not None else PartitionSpec(), args)
+    layout = spread(tuple(specs) if specs is not None else PartitionSpec(), args)
     shapes = [
         jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place(spec), weak_type=leaf.weak_type)
         for leaf, spec in zip(leaves, layout, strict=True)
@@ -69,12 +69,12 @@ def export_flat(
     outputs = None
     if out_specs is not None:
         results = jax.eval_shape(fn, *jax.tree.unflatten(structure, shapes))
-        outputs = [place(spec) for spec in _spread(out_specs, results)]
+        outputs = [place(spec) for spec in spread(out_specs, results)]
     jitted = jax.jit(flat, donate_argnums=donated, out_shardings=outputs)
     return export.export(jitted, platforms=[platform])(*shapes), donated
 
 
-def _spread(specs: PyTree, tree: PyTree) -> list[PartitionSpec]:
+def spread(specs: PyTree, tree: PyTree) -> list[PartitionSpec]:
     """A spec for each leaf, from a prefix of the tree; None is a whole copy."""
 
     def is_spec(node: Any) -> bool:

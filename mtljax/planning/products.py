@@ -4,8 +4,8 @@ import math
 import re
 from typing import NamedTuple
 
-from mtljax.plan import hlo_text
-from mtljax.plan.hlo_text import Array, Instruction
+from mtljax.planning import hlo_text
+from mtljax.planning.hlo_text import Array, Instruction
 
 
 class Product(NamedTuple):

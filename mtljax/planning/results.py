@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mtljax.plan.hlo import Buffer, Collective, Estimate, Product
-from mtljax.plan.targets import Target
+from mtljax.planning.hlo import Buffer, Collective, Estimate, Product
+from mtljax.planning.targets import Target
 
 PyTree = Any
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

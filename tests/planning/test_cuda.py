@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from mtljax.plan.compiler import compile_for
-from mtljax.plan.targets import parse
+from mtljax.planning.compiler import compile_for
+from mtljax.planning.targets import parse
 
 
 def _installed(*names):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mtljax.plan import child, compiler
-from mtljax.plan.compiler import compile_for
-from mtljax.plan.targets import parse
+from mtljax.planning import child, compiler
+from mtljax.planning.compiler import compile_for
+from mtljax.planning.targets import parse
 
 W = {"a": jax.ShapeDtypeStruct((128, 256), jnp.float32), "b": jax.ShapeDtypeStruct((256, 64), jnp.float32)}
 X = jax.ShapeDtypeStruct((32, 128), jnp.float32)

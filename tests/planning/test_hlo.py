@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mtljax.plan import hlo, hlo_text
+from mtljax.planning import hlo, hlo_text
 
 # A loop as a TPU has it: its condition compares a counter with a number, and nothing else says how long it is.
 LOOP = """HloModule jit_f, is_scheduled=true, num_partitions=4

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from mtljax.plan.compiler import compile_for
-from mtljax.plan.targets import parse
+from mtljax.planning.compiler import compile_for
+from mtljax.planning.targets import parse
 
 
 def _installed(name):
@@ -108,7 +108,7 @@ def test_it_is_the_program_that_jit_compiles():
 import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from test_tpu import step, f32
-from mtljax.plan import hlo
+from mtljax.planning import hlo
 device = topologies.get_topology_desc(platform="tpu", topology_name="v5e:1x1").devices[0]
 place = jax.sharding.SingleDeviceSharding(device)
 args = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place) for a in (f32(256, 256), f32(128, 256))]
