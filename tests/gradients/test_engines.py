@@ -68,7 +68,7 @@ def flops(function, *args):
     return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize("num_tasks", [2, backward.MOST_SEPARATE_ON_CPU, backward.MOST_SEPARATE_ON_CPU + 1])
+@pytest.mark.parametrize("num_tasks", [2, backward.MOST_SEPARATE["cpu"], backward.MOST_SEPARATE["cpu"] + 1])
 @pytest.mark.parametrize("scale", mostly_slow([1.0, 1e-30, 1e15], quick=[1e-30]))
 def test_separate_gradients_give_what_a_jacobian_gives(num_tasks, scale):
     params = {"shared": params_of()["shared"], "heads": jnp.ones((num_tasks, 8))}
@@ -483,7 +483,7 @@ def test_what_does_not_go_together_is_refused(options, message):
 @pytest.mark.parametrize("materialized", [False, True])
 @pytest.mark.parametrize(("mode", "most"), [("loop", 4), ("loop", 2), ("jacrev", 4), ("two_pass", 4)])
 def test_changes_are_those_of_the_moved_gradients(mode, most, materialized, monkeypatch):
-    monkeypatch.setattr(backward, "MOST_SEPARATE_ON_CPU", most)
+    monkeypatch.setitem(backward.MOST_SEPARATE, "cpu", most)
     params, x = params_of(), batch_of()
 
     def move(rows, moved=True):
