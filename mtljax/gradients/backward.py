@@ -27,8 +27,8 @@ Select: TypeAlias = Callable[[tuple[jax.Array, ...]], jax.Array]
 Move: TypeAlias = Callable[[PyTree], tuple[PyTree, jax.Array]]
 
 # Up to how many gradients are held as separate pytrees, by platform; the products of pairs grow with K * K. On a CPU,
-# measured: faster for 2 tasks, no slower for 3. On a TPU, by its compiler's estimates, far cheaper at 3 and 10, where it
-# joins the pairs in one pass. A GPU's compiler reads the gradients anew for each pair: one Jacobian moves fewer bytes.
+# measured: faster for 2 tasks, no slower for 3. On a TPU, by its compiler's estimates, far cheaper at 3 and 10: it
+# takes the pairs in one pass. A GPU's compiler reads gradients anew for each pair: one Jacobian moves fewer bytes.
 MOST_SEPARATE = {"cpu": 4, "tpu": MOST_WRITTEN_OUT}
 
 
