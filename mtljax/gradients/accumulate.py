@@ -24,8 +24,9 @@ def accumulate(
     Gradients of the result, in every mode and for every method, are those of the whole batch where each loss is a mean
     over examples, or a pair (sum, count), which is exact however labels are spread. A mean over a task's labels alone
     is not: every microbatch then counts alike, however few labels it has. Activations live for one microbatch at a
-    time: they are computed again in the backward pass, which costs one more forward pass (in mode "loop" one a task).
-    Batch statistics are those of each microbatch, averaged.
+    time: they are computed again in the backward pass, which costs one more forward pass (where backward passes are
+    written out, as in mode "loop", one a task). A microbatch takes every `count`-th example, so that each is spread
+    over the devices as the batch is. Batch statistics are those of each microbatch, averaged.
 
     >>> import jax, jax.numpy as jnp, mtljax as mtl
     >>> losses_fn = lambda p, x: {"left": jnp.mean((x @ p) ** 2), "right": jnp.mean(jnp.abs(x @ p))}

@@ -10,9 +10,10 @@ Mode: TypeAlias = Literal["auto", "jacrev", "loop", "two_pass", "features"]
 
 MODES = ("auto", "jacrev", "loop", "two_pass", "features")
 
-# Up to how many backward passes "jacrev" writes out. By the compilers' estimates (docs/performance.md) that is the
-# fastest form at 3 and 10 tasks; the program grows with K, so that 40 are mapped or looped over.
-MOST_WRITTEN_OUT = 10
+# Up to so many tasks, or operations in all, "jacrev" writes its backward passes out. By the compilers' estimates
+# (docs/accelerators.md) that is the fastest form wherever it was tried, 40 tasks of an MLP included; but the program
+# grows with K, and minutes to compile it with its operations. Beyond, passes are mapped or looped over.
+MOST_WRITTEN_OUT, MOST_OPERATIONS = 10, 2000
 
 
 class Choice(NamedTuple):
@@ -43,6 +44,7 @@ def choose(
     custom_vjp: bool = False,
     scatter: bool = False,
     repeated: tuple[str, ...] = (),
+    operations: int | None = None,
 ) -> Choice:
     """Resolves "auto".
 
@@ -54,6 +56,7 @@ def choose(
       custom_vjp: whether they contain a jax.custom_vjp, which "two_pass" cannot run.
       scatter: whether devices are to share the Jacobian; "auto" is then no mode without one.
       repeated: paths of parameters that enter one alike product a task.
+      operations: of all K backward passes written out, about; None when unknown.
 
     Returns:
       The mode: the fastest that was measured for this backend (docs/performance.md), unless the Jacobian would take
@@ -74,17 +77,19 @@ def choose(
         mode, reason = "two_pass", large
         if custom_vjp:
             mode, reason = "loop", f'{large}, but a jax.custom_vjp in the losses rules out "two_pass"'
-    elif mode == "auto" and backend != "cpu" and num_tasks > MOST_WRITTEN_OUT:
-        mode, reason = "jacrev", f"a program with {num_tasks} backward passes written out compiles for long"
+    few = num_tasks <= MOST_WRITTEN_OUT or (operations is not None and operations <= MOST_OPERATIONS)
+    if mode == "auto" and backend != "cpu" and not few:
+        mode, reason = "jacrev", f"{num_tasks} backward passes of this network written out would compile for long"
     elif mode == "auto":
         mode = "loop"
         reason = "on a CPU unrolled passes are fastest"
         if backend != "cpu":
-            reason = f"up to {MOST_WRITTEN_OUT} passes, written out, take a {backend} the least time and memory"
+            reason = f"backward passes written out take a {backend} the least time and memory, by its compiler"
         elif convolutions:
             reason = "convolutions under vmap are slow on a CPU"
-    written_out = mode == "loop" or (mode in ("jacrev", "features") and num_tasks <= MOST_WRITTEN_OUT)
-    if written_out or (backend == "cpu" and (convolutions or mode == "features")):  # slow in loops, and under vmap
+    # Those of "features" are short, and mapped each would run all K heads. On a CPU convolutions are slow in loops.
+    written_out = mode in ("loop", "features") or (mode == "jacrev" and few)
+    if written_out or (backend == "cpu" and convolutions):
         passes: Passes = "unrolled"
     else:  # vmap would fold K in front of the batch of a convolution, which loses its sharding and its layout
         passes = "looped" if convolutions or mode == "two_pass" else "mapped"

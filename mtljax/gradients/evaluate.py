@@ -24,6 +24,7 @@ from mtljax.gradients.inspection import (
     leaf_dependence,
     leaves_of_common_terms,
     repeated_leaves,
+    written_out,
 )
 from mtljax.gradients.modules import functional, is_nnx_module
 
@@ -67,7 +68,8 @@ def task_gradients(
       trainable: which parameters are trained, told as for `shared`; None means all. The others are constants: their
         gradient is 0 and they enter no Gramian. Freezing behind the method instead would leave them in it.
       mode: how K gradients are computed; `mtl.explain` tells what "auto" chooses and why.
-        "jacrev": one vectorised backward pass, as in `jax.jacrev`.
+        "jacrev": the rows of one pullback, as in `jax.jacrev`: written out up to ten tasks and wherever that makes
+        a short program, else under `vmap`, or in `lax.map` where there are convolutions, which vmap slows down.
         "loop": K backward passes after one forward pass.
         "two_pass": the Gramian from one gradient at a time, then one backward pass of the weighted sum: the memory of
         one gradient in place of K, for K more forward-mode passes, which a `jax.custom_vjp` forbids. Its products have
@@ -139,6 +141,7 @@ def task_gradients(
         convolutions=contains_convolution(jaxpr),
         custom_vjp=contains_custom_vjp(jaxpr),
         scatter=reduce == "scatter",
+        operations=written_out(jaxpr),
         repeated=tuple(paths[i] for i in repeated_leaves(jaxpr, leaf_tasks)) if len(tasks) > 1 else (),
     )
     attributes: dict[str, Any] = {

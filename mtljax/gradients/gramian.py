@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+OUT_OF_RANGE = "out_of_range"  # the name of what runs for extreme gradients alone, in compiled programs
+
 
 class Gramian(NamedTuple):
     """The Gramian of the task gradients in unit-diagonal coordinates, where nothing under- or overflows.
@@ -131,7 +133,12 @@ def _in_range(products: Callable[[jax.Array | None], jax.Array]) -> Gramian:
     up, down = (2.0 ** round(share * exponent) for share, exponent in ((-0.7, limits.minexp), (-0.63, limits.maxexp)))
     scale = jnp.where(squares > limits.max**0.9, down, jnp.where(squares < limits.tiny**0.65, up, 1.0))
     scale = scale.astype(plain.dtype)
-    scaled = lax.cond(jnp.all(scale == 1), lambda: plain, lambda: products(scale))
+
+    def rescued() -> jax.Array:
+        with jax.named_scope(OUT_OF_RANGE):
+            return products(scale)
+
+    scaled = lax.cond(jnp.all(scale == 1), lambda: plain, rescued)
     lengths = jnp.sqrt(jnp.diagonal(scaled))
     return unit_diagonal(_outer_scaled(scaled, inverse(lengths)), lengths / scale)
 

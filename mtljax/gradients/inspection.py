@@ -22,6 +22,16 @@ def leaf_dependence(jaxpr: Any) -> list[tuple[int, ...]]:
     return [tuple(k for k in outputs if used[k][i]) for i in range(len(jaxpr.invars))]
 
 
+def written_out(jaxpr: Any) -> int:
+    """Operations of the backward passes of all outputs, each with what it depends on alone."""
+    outputs = range(len(jaxpr.outvars))
+    return sum(_operations(partial_eval.dce_jaxpr(jaxpr, [j == k for j in outputs])[0]) for k in outputs)
+
+
+def _operations(jaxpr: Any) -> int:
+    return sum(1 + sum(map(_operations, _inner(equation))) for equation in jaxpr.eqns)
+
+
 def contains_convolution(jaxpr: Any) -> bool:
     """Whether a jaxpr, or one inside it, convolves."""
     return _contains(jaxpr, "conv_general_dilated")

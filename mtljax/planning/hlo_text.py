@@ -1,6 +1,6 @@
 """The text of a compiled program, taken apart: computations, instructions, arrays, and how often each is run.
 
-Reads what XLA prints for TPUs, GPUs and CPUs. Nothing is imported: a text can be from another machine.
+Reads what XLA prints for TPUs, GPUs and CPUs. A text can be from another machine.
 """
 
 import functools
@@ -9,6 +9,8 @@ import math
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
+
+from mtljax.gradients.gramian import OUT_OF_RANGE
 
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
@@ -120,7 +122,7 @@ def visits(text: str) -> tuple[tuple[Visit, ...], tuple[str, ...]]:
     Returns:
       The instructions reached from the entry, with how often; and the loops whose number of rounds the text does not
       tell, which are counted as one round. Of a conditional the branch with the most cycles is taken, of equals the
-      longest.
+      longest; but not the one that takes the Gramian of extreme gradients again.
     """
     module = parse(text)
 
@@ -132,7 +134,9 @@ def visits(text: str) -> tuple[tuple[Visit, ...], tuple[str, ...]]:
                 rounds = trip_count(module, name, instruction)
                 found += walk(instruction.called("body") or "", count * (1 if rounds is None else rounds), fused)
             elif instruction.opcode == "conditional":
-                found += max((walk(branch, count, fused) for branch in _branches(instruction)), key=_weight, default=[])
+                branches = [walk(branch, count, fused) for branch in _branches(instruction)]
+                usual = [branch for branch in branches if not any(_is_rare(each) for each in branch)]
+                found += max(usual or branches, key=_weight, default=[])
             elif instruction.opcode in ("call", "call-start"):  # the latter on a sparse core of a TPU
                 found += walk(instruction.called("to_apply") or "", count, fused)
             elif instruction.opcode == "fusion" or instruction.opcode.endswith("-start"):
@@ -144,6 +148,10 @@ def visits(text: str) -> tuple[tuple[Visit, ...], tuple[str, ...]]:
     loops = [each for each in every if each.instruction.opcode == "while"]
     unknown = [each for each in loops if trip_count(module, each.computation, each.instruction) is None]
     return tuple(every), tuple(dict.fromkeys(each.instruction.op_name for each in unknown))
+
+
+def _is_rare(visit: Visit) -> bool:
+    return f"/{OUT_OF_RANGE}/" in visit.instruction.op_name
 
 
 def trip_count(module: Module, computation: str, loop: Instruction) -> int | None:

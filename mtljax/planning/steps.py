@@ -13,6 +13,7 @@ from mtljax.gradients import MODES, SplitLosses, explain, value_and_grad
 from mtljax.gradients.backend import Backend, assumed
 from mtljax.planning.compiler import Compiled, compile_for
 from mtljax.planning.lowering import spread
+from mtljax.planning.roofline import roofline
 from mtljax.planning.targets import Target, parse
 
 PyTree = Any
@@ -73,8 +74,7 @@ class Row(NamedTuple):
             return found.estimate.cycles / found.target.clock
         if found.memory is None or found.target.platform == "tpu":
             return None
-        arithmetic = sum(each.times * each.flops for each in found.products) / found.target.peak_flops
-        return max(arithmetic, found.bytes_moved / found.target.bandwidth)
+        return max(roofline(found.products, found.bytes_moved, found.target))
 
 
 class Plan(NamedTuple):

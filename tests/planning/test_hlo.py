@@ -361,3 +361,16 @@ ENTRY %main (x: f32[100,8], i: s32[]) -> f32[100,8] {
 """
     row, whole, index = 32, 3200, 4
     assert hlo.bytes_moved(text) == (row + index + row) + (row + index + row) + whole + (whole + whole)
+
+
+def test_the_branch_for_extreme_gradients_is_not_counted():
+    branch = "%{0} (a: f32[8]) -> f32[8] {{\n ROOT %x{0} = f32[8] add(%a, %a), metadata={{op_name={1}}}{2}\n}}\n"
+    cost = ', backend_config={{"estimated_cycles":"{0}"}}'
+    rare = branch.format("rare", '"jit(step)/cond/branch_0_fun/out_of_range/add"', cost.format(1000))
+    usual = branch.format("usual", '"jit(step)/cond/branch_1_fun/add"', cost.format(10))
+    for order in ("%rare, %usual", "%usual, %rare"):
+        call = f" ROOT %c = f32[8] conditional(%i, %p, %p), branch_computations={{{order}}}\n"
+        text = rare + usual + "ENTRY %main (p: f32[8]) -> f32[8] {\n" + call + "}\n"
+        found = hlo.cycles(text)
+        assert found is not None
+        assert found.cycles == 10
