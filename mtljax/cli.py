@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if overrides and not hasattr(options, "takes_overrides"):
         words.error(f"unrecognized arguments: {' '.join(overrides)}")
     _quiet_backends()
+    from mtljax.errors import CompilerError
     from mtljax.training import NonFiniteLossError
     from mtljax.training.processes import StoppedElsewhereError
 
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except (NonFiniteLossError, StoppedElsewhereError, OSError) as error:
+    except (CompilerError, NonFiniteLossError, StoppedElsewhereError, OSError) as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED["SIGINT"])

@@ -8,6 +8,10 @@ from typing import Any
 _MAX_LISTED = 20
 
 
+class CompilerError(RuntimeError):
+    """The compiler of a machine that is planned for refused a program, or died."""
+
+
 def check_options(
     what: str, options: Mapping[str, Any], build: Callable[..., Any], exclude: Iterable[str] = ()
 ) -> None:

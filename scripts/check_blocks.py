@@ -20,10 +20,10 @@ import numpy as np
 from rich.progress import track
 
 from mtljax.data import MultiTaskData
-from mtljax.gradients.backend import Backend, assumed
 from mtljax.markdown import markdown_table
 from mtljax.planning import hlo_text
 from mtljax.planning.compiler import Compiled, compile_for
+from mtljax.planning.steps import Row, on
 from mtljax.planning.targets import Target, parse
 from mtljax.training import DataConfig, MethodConfig, ModelConfig, TrainConfig
 from mtljax.training.block import build_block
@@ -36,7 +36,6 @@ NETWORKS = {
 }
 METHODS = ("ew", "mgda")
 BLOCKS = (1, 8, 32, 128)
-PLATFORMS = {"cuda": "gpu"}
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call")
 
 
@@ -73,11 +72,7 @@ def shapes(tree: Any, *leading: int) -> Any:
 
 def seconds(found: Compiled) -> float:
     """The compiler's estimate, or what products and memory take at least."""
-    target = found.target
-    if found.estimate and target.clock:
-        return found.estimate.cycles / target.clock
-    products = sum(each.times * each.flops for each in found.products)
-    return max(products / (target.peak_flops or np.inf), found.bytes_moved / (target.bandwidth or np.inf))
+    return Row("", found, "").seconds or float("nan")
 
 
 def instructions(found: Compiled) -> int:
@@ -113,13 +108,12 @@ def main() -> int:
     columns = ["Mflop", "MB moved", "µs", "ratio", "instructions", "MB temporary", "MB of the program"]
     for name in options.machines:
         target, rows = parse(name), []
-        backend = Backend(PLATFORMS.get(target.platform, target.platform), target.memory)
         pairs = [(network, method) for network in options.networks for method in options.methods]
         for network, method in track(pairs, name, transient=True):
             config = config_of(network, method)
             data = load_data(config)
             try:
-                with assumed(backend):
+                with on(target):
                     base = alone(config, data, target)
                     blocks = {size: together(config, data, target, size) for size in options.blocks}
             except (ModuleNotFoundError, RuntimeError) as error:

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from mtljax.ablation import StudyConfig
 from mtljax.commands.output import console
-from mtljax.gradients import MODES
 from mtljax.planning import runs, table
+from mtljax.planning.steps import ways_of
 from mtljax.planning.targets import parse
 from mtljax.training.config import TrainConfig, load_config
 from mtljax.training.overrides import override
@@ -21,16 +21,14 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
     """Prints what a step of a run costs on a machine that is not here."""
     target = parse(options.target)
     modes = tuple(options.modes.split(","))
-    for mode in modes:
-        if mode not in (*MODES, "all"):
-            raise ValueError(f"--modes={options.modes}: {mode!r} is unknown, use {', '.join(MODES)} or all")
+    ways_of(modes)
     sizes = _numbers(options.blocks)
     jax.config.update("jax_platforms", "cpu")  # a plug-in that is installed is for the process that compiles
     config = load_config(options.config)
     if not isinstance(config, TrainConfig | StudyConfig):
         raise ValueError(f"{options.config} returns a {type(config).__name__}; mtljax plan needs a run or a study")
     config = override(config, overrides)
-    run = config.base if isinstance(config, StudyConfig) else config
+    run = runs.dearest(config) if isinstance(config, StudyConfig) else config
     if options.batch_size is not None:
         run = dataclasses.replace(run, batch_size=options.batch_size)
     if sizes and not isinstance(config, StudyConfig):
@@ -42,13 +40,16 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
             planned = runs.plan_config(run, target, modes=modes, largest_batch=options.largest_batch, progress=say)
             blocks = None
             if isinstance(config, StudyConfig) and sizes:
-                blocks = runs.plan_blocks(dataclasses.replace(config, base=run), target, sizes, say)
+                base = dataclasses.replace(config.base, batch_size=run.batch_size)
+                blocks = runs.plan_blocks(dataclasses.replace(config, base=base), target, sizes, say)
         except ModuleNotFoundError as error:
             raise ValueError(str(error)) from error
     table.show(planned, out)
+    if isinstance(config, StudyConfig):
+        for line in table.study_lines(planned, blocks, run.method.name, runs.count_cells(config)):
+            out.print(line, highlight=False, soft_wrap=True)
     if blocks is not None:
         out.print(table.blocks_table(blocks))
-        out.print(f"the study has {blocks.cells} cells; each is taken to cost what its base does", highlight=False)
     if options.json:
         found = table.to_json(planned) | ({"blocks": table.blocks_json(blocks)} if blocks is not None else {})
         Path(options.json).write_text(json.dumps(found, indent=1), encoding="utf-8")
@@ -65,4 +66,4 @@ def _numbers(text: str | None) -> list[int]:
         found = [0]
     if min(found) < 1:
         raise ValueError(f"--blocks={text} must be numbers of cells, such as 1,8,32")
-    return found
+    return sorted({1, *found})  # gains are told against a cell alone

@@ -59,8 +59,9 @@ def choose(
       operations: of all K backward passes written out, about; None when unknown.
 
     Returns:
-      The mode: the fastest that was measured for this backend (docs/performance.md), unless the Jacobian would take
-      more than a quarter of the memory and the losses can do without one.
+      The mode: the fastest that was measured on a CPU (docs/performance.md) or estimated for an accelerator
+      (docs/accelerators.md), unless the Jacobian would take more than a quarter of the memory and the losses can do
+      without one.
 
     Raises:
       ValueError: for "two_pass" where the losses contain a jax.custom_vjp.
@@ -84,7 +85,7 @@ def choose(
         mode = "loop"
         reason = "on a CPU unrolled passes are fastest"
         if backend != "cpu":
-            reason = f"backward passes written out take a {backend} the least time and memory, by its compiler"
+            reason = f"backward passes written out take a {backend} the least time, estimated from its compiler"
         elif convolutions:
             reason = "convolutions under vmap are slow on a CPU"
     # Those of "features" are short, and mapped each would run all K heads. On a CPU convolutions are slow in loops.

@@ -10,6 +10,7 @@ from jax import lax
 from mtljax.gradients.gramian import Gramian, explicitly_sharded
 
 PyTree: TypeAlias = Any
+_SMALL = 1 << 16  # numbers in a vector that is joined with others
 
 
 class Layout(NamedTuple):
@@ -62,7 +63,7 @@ class Engine(Protocol):
 
 
 def chosen_pieces(tree: PyTree, chosen: PyTree, *, axis: int) -> list[jax.Array]:
-    """The chosen leaves of gradients, in float32 at least, vectors such as biases joined into one.
+    """The chosen leaves of gradients, in float32 at least, small vectors such as biases joined into one.
 
     Args:
       tree: one gradient, or a Jacobian.
@@ -78,7 +79,9 @@ def chosen_pieces(tree: PyTree, chosen: PyTree, *, axis: int) -> list[jax.Array]
         for leaf, keep in zip(jax.tree.leaves(tree), jax.tree.leaves(chosen), strict=True)
         if keep and leaf.size
     ]
-    vectors = [leaf for leaf in leaves if leaf.ndim == axis + 1 and not explicitly_sharded(leaf)]
+    vectors = [
+        leaf for leaf in leaves if leaf.ndim == axis + 1 and leaf.shape[axis] <= _SMALL and not explicitly_sharded(leaf)
+    ]
     if len(vectors) < 2 or len({leaf.dtype for leaf in vectors}) > 1:
         return leaves
     joined = {id(leaf) for leaf in vectors}

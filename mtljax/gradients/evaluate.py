@@ -69,7 +69,8 @@ def task_gradients(
         gradient is 0 and they enter no Gramian. Freezing behind the method instead would leave them in it.
       mode: how K gradients are computed; `mtl.explain` tells what "auto" chooses and why.
         "jacrev": the rows of one pullback, as in `jax.jacrev`: written out up to ten tasks and wherever that makes
-        a short program, else under `vmap`, or in `lax.map` where there are convolutions, which vmap slows down.
+        a short program, else under `vmap`; with convolutions, which vmap slows down, in `lax.map`, or on a CPU written
+        out.
         "loop": K backward passes after one forward pass.
         "two_pass": the Gramian from one gradient at a time, then one backward pass of the weighted sum: the memory of
         one gradient in place of K, for K more forward-mode passes, which a `jax.custom_vjp` forbids. Its products have

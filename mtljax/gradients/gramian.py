@@ -69,7 +69,7 @@ def scaled_gramian(rows: Sequence[jax.Array], num_tasks: int, *, axis_name: Any 
 
 
 def gramian_of_pairs(rows: Sequence[Sequence[jax.Array]]) -> Gramian:
-    """As `scaled_gramian`, for K separate gradients, each in pieces of any shape: nothing is copied together.
+    """As `scaled_gramian`, for K separate gradients, each in pieces of any shape, which are not copied together.
 
     Made of K (K + 1) / 2 products, so for a few tasks.
     """

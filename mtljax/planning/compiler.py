@@ -24,6 +24,7 @@ import jax
 
 import mtljax
 from mtljax.data import cache
+from mtljax.errors import CompilerError
 from mtljax.planning.lowering import abstract_mesh as abstract_mesh
 from mtljax.planning.lowering import export_flat, mesh_sides
 from mtljax.planning.results import Compiled as Compiled
@@ -83,7 +84,7 @@ def compile_for(
     Raises:
       ModuleNotFoundError: if the compiler is not installed.
       ValueError: if the mesh has not as many places as the target devices, or there are not as many specs as arguments.
-      RuntimeError: if the compiler refuses the program, or dies.
+      CompilerError: if the compiler refuses the program, or dies.
     """
     versions = _versions(target)
     sides = mesh_sides(target, mesh, specs is not None or out_specs is not None)
@@ -159,10 +160,10 @@ def _run(request: dict[str, Any], target: Target) -> dict[str, Any]:
             last = " | ".join(lines) or "it said nothing"
             code = process.returncode
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            raise RuntimeError(f"the compiler for {target.name} died ({how}): {last}")
+            raise CompilerError(f"the compiler for {target.name} died ({how}): {last}")
         found = json.loads(path.read_text(encoding="utf-8"))
         if "error" in found:
-            raise RuntimeError(f"the compiler for {target.name} refused the program: {found['error']}")
+            raise CompilerError(f"the compiler for {target.name} refused the program: {found['error']}")
         program = directory / "program.hlo"
         return {**found, "text": program.read_text(encoding="utf-8") if program.exists() else None}
 

@@ -1,6 +1,5 @@
 """Plans of a training step: the engines side by side on a machine, the largest batch, what "auto" would choose."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -9,16 +8,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mtljax.errors import CompilerError
 from mtljax.gradients import MODES, SplitLosses, explain, value_and_grad
 from mtljax.gradients.backend import Backend, assumed
 from mtljax.planning.compiler import Compiled, compile_for
-from mtljax.planning.lowering import spread
+from mtljax.planning.layout import device_bytes, find_batch, lay_out, like_params, resized
 from mtljax.planning.roofline import roofline
 from mtljax.planning.targets import Target, parse
 
 PyTree = Any
 SUMMED = "summed loss"
 AS_GIVEN = "as given"
+REUSED = "weights reused"
 _TRIES = 6  # compilations in search of the largest batch
 _CLOSE = 1.05  # batches that differ by less are not told apart
 
@@ -86,6 +87,7 @@ class Plan(NamedTuple):
       rows: the ways to make the step.
       largest_batch: the largest that fits, for the row "auto" or the step as given; None where not looked for.
       steps: of the whole run; None where unknown.
+      solve_every: steps between those that solve for weights.
     """
 
     target: Target
@@ -93,6 +95,17 @@ class Plan(NamedTuple):
     rows: tuple[Row, ...]
     largest_batch: int | None = None
     steps: int | None = None
+    solve_every: int = 1
+
+    @property
+    def seconds(self) -> float | None:
+        """Of a mean step of the row "auto", or the last: one of `solve_every` solves, the others reuse weights."""
+        by_name = {row.name: row.seconds for row in self.rows if row.compiled is not None}
+        reused = by_name.pop(REUSED, None)
+        full = by_name.get("auto", next(reversed(by_name.values()), None))
+        if full is None or reused is None:
+            return full
+        return (full + (self.solve_every - 1) * reused) / self.solve_every
 
     def __str__(self) -> str:
         from mtljax.planning.table import text
@@ -104,11 +117,9 @@ class Blocks(NamedTuple):
     """What a block of cells in one program costs, by how many cells.
 
     Attributes:
-      cells: of the study.
       compiled: a step of a block, by the number of cells in it.
     """
 
-    cells: int
     compiled: dict[int, Compiled]
 
 
@@ -147,7 +158,8 @@ def plan(
       optimizer: for losses, what comes behind it; None for `optax.adam(1e-3)`.
       modes: for losses, the engines to compare, "auto" among them or not; ("all",) for every one.
       batch_argnums: positions of the arguments that hold the batch along their first axis, for `largest_batch` and for
-        spreading it over several devices. For losses () means all but the parameters.
+        spreading it over several devices. For losses () means those of all but the parameters whose first axis has the
+        most common length.
       mesh: for several devices, their layout, {"data": 4, "model": 2}; None for one side "devices".
       specs: how each argument lies on it, `PartitionSpec`s as in jit; None for whole copies of all but the batch, which
         is cut along its first axis.
@@ -160,40 +172,46 @@ def plan(
     Raises:
       ValueError: on a machine, mode or mesh that does not exist, or a batch that cannot be cut for the devices.
       ModuleNotFoundError: if the compiler is not installed.
-      RuntimeError: if it refuses the program, or dies.
+      CompilerError: if it refuses the program, or dies.
     """
-    machine, args = parse(target), tuple(args)
-    shapes = tuple(jax.eval_shape(lambda *values: values, *args))
+    machine, shapes = parse(target), jax.eval_shape(lambda *values: values, *args)
+    ways, sides = ways_of(modes), dict(mesh or {"devices": machine.devices})
     with on(machine):
         losses = _returns_losses(fn, shapes)
-    batched = tuple(batch_argnums) or (tuple(range(1, len(args))) if losses is not None else ())
-    size = batch_size(shapes, batched)
-    layout = specs
-    if layout is None and machine.devices > 1:
-        first = next(iter(mesh)) if mesh else "devices"
-        sides = (mesh or {"devices": machine.devices})[first]
-        if size is not None and size % sides:
-            raise ValueError(f"a batch of {size} cannot be cut for {sides} devices: use a multiple of {sides}")
-        layout = [jax.sharding.PartitionSpec(first) if i in batched else None for i in range(len(args))]
+    asked = method is not None or optimizer is not None or ways != ("auto",)
+    if losses is None and asked:
+        raise ValueError(
+            "plan: with a method, an optimizer or modes, fn must return a dict of scalar losses, or a pair of that and "
+            "an auxiliary output; leave them out to plan a step as it is"
+        )
+    as_step = losses is None or (losses and not asked)  # ({name: number}, state) alone is a step of one's own
+    if not as_step and donate:
+        raise ValueError("plan: donate is for a step of your own; of losses, parameters and states are donated")
+    batched, size = find_batch(shapes, batch_argnums, first=0 if as_step else 1)
+    places = lay_out(shapes, specs, sides, batched, size) if machine.devices > 1 else None
+    mesh_of = sides if places else None
 
     def held(arg: PyTree, i: int) -> int:
-        return device_bytes(arg, layout[i] if layout is not None else None, mesh or {"devices": machine.devices})
+        return device_bytes(arg, places[i] if places else None, sides)
 
-    def as_given(name: str, batch: int | None) -> Job:
-        del name
-        every = resized(shapes, batched, batch)
-        parts = {f"argument {i}": held(arg, i) for i, arg in enumerate(every)}
-        return Job(fn, every, tuple(donate), mesh, layout, parts=parts)
+    if as_step:
+        idle = machine.devices > 1 and specs is None and size is None
+        note = "no argument holds the batch, so that every device does all the work: name it in batch_argnums"
 
-    if losses is None:
+        def as_given(name: str, batch: int | None) -> Job:
+            del name
+            every = resized(shapes, batched, size, batch)
+            parts = {f"argument {i}": held(arg, i) for i, arg in enumerate(every)}
+            return Job(fn, every, tuple(donate), mesh_of, places, parts=parts, choice=note if idle else "")
+
         return compare(machine, as_given, (AS_GIVEN,), size, largest_batch)
 
     rule = optax.identity() if method is None else method
     tx = optimizer or optax.adam(1e-3)
-    has_aux = losses
+    has_aux = bool(losses)
 
     def step_of(name: str, batch: int | None) -> Job:
-        params, *rest = resized(shapes, batched, batch)
+        params, *rest = resized(shapes, batched, size, batch)
         mode: Any = "loop" if name == SUMMED else name
         summed = name == SUMMED or method is None
 
@@ -217,10 +235,9 @@ def plan(
 
         states = jax.eval_shape(lambda p: (init(p), tx.init(p)), params)
         where = None
-        if layout is not None:
-            where = [layout[0], _like_params(states, params, layout[0]), *layout[1:]]
+        if places:
+            where = [places[0], like_params(states, params, places[0]), *places[1:]]
         choice = "" if summed else explain(fn, params, *rest, mode=mode, has_aux=has_aux)
-        sides = mesh or {"devices": machine.devices}
         method_spec, optimizer_spec = (None, None) if where is None or where[1] is None else where[1]
         parts = {
             "parameters": held(params, 0),
@@ -229,14 +246,10 @@ def plan(
             "batch": sum(held(arg, i) for i, arg in enumerate(rest, 1)),
         }
         results = None if where is None else (where[0], where[1], None)
-        return Job(step, (params, states, *rest), (0, 1), mesh, where, results, parts, choice)
+        return Job(step, (params, states, *rest), (0, 1), mesh_of, where, results, parts, choice)
 
-    ways = MODES if tuple(modes) == ("all",) else tuple(modes)
-    unknown = [mode for mode in ways if mode not in MODES]
-    if unknown:
-        raise ValueError(f"mode={unknown[0]!r} is unknown: use {', '.join(map(repr, MODES))} or 'all'")
-    if not isinstance(fn, SplitLosses):
-        ways = tuple(mode for mode in ways if mode != "features" or tuple(modes) != ("all",))
+    if "all" in modes and not isinstance(fn, SplitLosses):
+        ways = tuple(mode for mode in ways if mode != "features")
     return compare(machine, step_of, (SUMMED, *(ways if method is not None else ())), size, largest_batch)
 
 
@@ -262,22 +275,28 @@ def compare(
     Returns:
       The plan.
     """
+    errors: list[Exception] = []
 
     def row(name: str, batch: int | None) -> Row:
         with on(target):
             try:
                 job = job_of(name, batch)
             except ValueError as error:
+                errors.append(error)
                 return Row(name, None, str(error))
             progress(f"compiling {name} for {target.name}" + (f", batch {batch}" if batch else ""))
-            found = compile_for(
-                job.fn, job.args, target, mesh=job.mesh, specs=job.specs, out_specs=job.out_specs, donate=job.donate
-            )
+            try:
+                found = compile_for(
+                    job.fn, job.args, target, mesh=job.mesh, specs=job.specs, out_specs=job.out_specs, donate=job.donate
+                )
+            except CompilerError as error:
+                errors.append(error)
+                return Row(name, None, str(error))
         return Row(name, found, job.choice, job.parts, job.mesh or {"devices": target.devices})
 
     rows = [row(name, batch) for name in names]
     if all(each.compiled is None for each in rows):
-        raise ValueError(rows[-1].choice)
+        raise errors[-1]
     most = None
     if largest_batch and batch is not None and target.memory is not None:
         chosen = next((each for each in rows if each.name == "auto"), rows[-1])
@@ -321,30 +340,17 @@ def on(target: Target) -> Iterator[None]:
         yield
 
 
-def batch_size(args: Sequence[PyTree], batched: Sequence[int]) -> int | None:
-    """The length of the first axis of the arguments that hold the batch; None where there is none, or several."""
-    lengths = {leaf.shape[0] for i in batched for leaf in jax.tree.leaves(args[i]) if leaf.ndim}
-    return lengths.pop() if len(lengths) == 1 else None
+def ways_of(modes: Sequence[str] | str) -> tuple[str, ...]:
+    """The engines that are asked for, "all" written out, each once.
 
-
-def resized(args: Sequence[PyTree], batched: Sequence[int], batch: int | None) -> tuple[PyTree, ...]:
-    """The shapes of the arguments with another batch."""
-    if batch is None:
-        return tuple(args)
-
-    def resize(leaf: Any) -> Any:
-        return jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype) if leaf.ndim else leaf
-
-    return tuple(jax.tree.map(resize, arg) if i in batched else arg for i, arg in enumerate(args))
-
-
-def device_bytes(tree: PyTree, spec: PyTree, sides: Mapping[str, int]) -> int:
-    """Bytes that one device holds of a tree of shapes that lies on a mesh as its specs say."""
-    total = 0
-    for leaf, where in zip(jax.tree.leaves(tree), spread(spec, tree), strict=True):
-        axes = [axis for entry in where for axis in (entry if isinstance(entry, tuple) else (entry,)) if axis]
-        total += math.prod(leaf.shape) * leaf.dtype.itemsize // math.prod(sides[axis] for axis in axes)
-    return total
+    Raises:
+      ValueError: if there is no such mode.
+    """
+    found = list(dict.fromkeys([modes] if isinstance(modes, str) else modes))
+    for mode in found:
+        if mode not in (*MODES, "all"):
+            raise ValueError(f"mode {mode!r} is unknown: use {', '.join(MODES)} or all")
+    return MODES if "all" in found else tuple(found)
 
 
 def _returns_losses(fn: Callable[..., Any], args: Sequence[PyTree]) -> bool | None:
@@ -366,21 +372,3 @@ def _is_loss(value: Any) -> bool:
 
 def _scalar(loss: Any) -> jax.Array:
     return loss[0] / jnp.maximum(loss[1], 1) if isinstance(loss, tuple) else loss
-
-
-def _like_params(states: PyTree, params: PyTree, spec: PyTree) -> PyTree:
-    """Layouts of optimizer and method states: a subtree like params lies as they do, all else is whole."""
-    if spec is None or isinstance(spec, jax.sharding.PartitionSpec):
-        return None
-    structure = jax.tree.structure(params)
-
-    def is_like(node: Any) -> bool:
-        return jax.tree.structure(node) == structure
-
-    def layout(node: Any) -> Any:
-        same = is_like(node) and [leaf.shape for leaf in jax.tree.leaves(node)] == [
-            leaf.shape for leaf in jax.tree.leaves(params)
-        ]
-        return spec if same else jax.tree.map(lambda _: None, node)
-
-    return jax.tree.map(layout, states, is_leaf=is_like)

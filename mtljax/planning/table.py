@@ -49,8 +49,8 @@ def lines(plan: Plan) -> list[str]:
     if best.compiled.fits is False:
         arrays = (f"{each.name or 'one'} {each.shape} {_megabytes(each.bytes)}" for each in best.compiled.largest[:3])
         result.append(f"{best.name} does not fit into {plan.target.name}; largest arrays: {', '.join(arrays)}")
-    if plan.steps is not None and best.seconds is not None:
-        took = _duration(plan.steps * best.seconds)
+    if plan.steps is not None and plan.seconds is not None:
+        took = _duration(plan.steps * plan.seconds)
         result.append(f"{plan.steps:,} steps take {took} at that estimate, evaluations and data not counted")
     if any(row.compiled and row.compiled.estimate and row.compiled.estimate.unknown_loops for row in shown):
         result.append("loops that end when they converge, as of a solver, count as one round")
@@ -61,7 +61,8 @@ def lines(plan: Plan) -> list[str]:
 _FITS = {True: "yes", False: "NO", None: "–"}
 _SAYS = {
     "tpu": "ms: the compiler's own estimate of its cycles, not a measurement; what devices send is not in it",
-    "cuda": "ms: the least that arithmetic and memory allow (roofline), no measurement; what devices send is not in it",
+    "cuda": "ms: the least that arithmetic and memory allow (roofline), no measurement; what devices send is not in "
+    "it. Of a GPU's memory jax takes three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise",
     "cpu": "no estimate of time is made for a CPU: run it",
 }
 
@@ -100,7 +101,7 @@ def blocks_table(blocks: Blocks) -> Table:
     first = None
     for size, compiled in blocks.compiled.items():
         seconds = Row("", compiled, "").seconds
-        first = first or (seconds and seconds / size)
+        first = first or (seconds and seconds / size)  # of one cell alone in its program
         needed = "?" if compiled.needed is None else f"{compiled.needed / 1e6:,.0f}"
         times = ["–"] * 3
         if seconds and first:
@@ -109,10 +110,28 @@ def blocks_table(blocks: Blocks) -> Table:
     return found
 
 
+def study_lines(plan: Plan, blocks: Blocks | None, method: str, cells: int) -> list[str]:
+    """What the cells of a study cost together, each taken to cost what a run of this method does."""
+    found = [f"the study has {cells} cells; each is taken to cost what one of {method} does, its dearest method"]
+    if plan.steps is None or plan.seconds is None:
+        return found
+    total = cells * plan.steps * plan.seconds
+    found.append(f"one after another they take {_duration(total)}")
+    if blocks is None:
+        return found
+    times = {size: Row("", each, "").seconds for size, each in blocks.compiled.items() if each.fits}
+    shares = {size: seconds / size for size, seconds in times.items() if seconds}
+    if shares:
+        best = min(shares, key=lambda size: shares[size])
+        took = _duration(cells * plan.steps * shares[best])
+        found.append(f"largest block that fits: {max(shares)} cells; quickest: {best}, one device then takes {took}")
+    return found
+
+
 def blocks_json(blocks: Blocks) -> dict[str, Any]:
     """The blocks for machines."""
     rows = {size: _row(Row("", compiled, "")) for size, compiled in blocks.compiled.items()}
-    return {"cells": blocks.cells, "by_size": rows}
+    return {"by_size": rows}
 
 
 def _row(row: Row) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class Target(NamedTuple):
       topology: how the chips are wired, "4x4"; slices, hosts and GPUs a host for GPUs, "1x1x8"; "4" for a CPU.
       chips: how many chips.
       devices: how many devices of jax.
-      memory: bytes a device.
+      memory: bytes a device; of a GPU the three quarters that jax takes for itself.
       bandwidth: bytes a second between a device and its memory.
       peak_flops: operations a second of a device, dense products of bfloat16.
       clock: cycles a second, by which the compiler's estimated cycles become seconds; None where it makes no estimate.
@@ -71,6 +71,7 @@ _GPUS = {
     "h200": _Chip(141 * GB, 4800e9, 989e12),
     "b200": _Chip(180 * GB, 8000e9, 2250e12),
 }
+_TAKEN = 0.75  # of a GPU's memory, by jax, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
 _SIDE, _HOST = 16, 8  # chips along a side, at most; GPUs in a host
 
 
@@ -176,10 +177,9 @@ def _counted(chip: str, count: int) -> Target:
             "up to 1024"
         )
     facts, hosts = _GPUS[chip], max(count // _HOST, 1)
-    topology = f"1x{hosts}x{count // hosts}"
-    return Target(
-        name, "cuda", chip, topology, count, count, facts.memory, facts.bandwidth, facts.peak_flops, facts.clock
-    )
+    topology, memory = f"1x{hosts}x{count // hosts}", int(facts.memory * _TAKEN)
+    figures = (memory, facts.bandwidth, facts.peak_flops, facts.clock)
+    return Target(name, "cuda", chip, topology, count, count, *figures)
 
 
 def _unknown(chip: str, name: str) -> ValueError:

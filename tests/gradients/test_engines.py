@@ -434,7 +434,7 @@ def test_auto_goes_by_backend_and_memory(monkeypatch):
     monkeypatch.setattr(choice, "MOST_WRITTEN_OUT", 10)
     with assumed(Backend("gpu", None)):
         line = mtl.explain(split_losses, params, x)
-        assert line.startswith("mode loop: backward passes written out take a gpu the least time and memory")
+        assert line.startswith("mode loop: backward passes written out take a gpu the least time")
         many = {"num_tasks": 11, "shared_bytes": 4096}
         assert choice.choose("auto", **many, convolutions=False)[::3] == ("jacrev", "mapped")
         assert choice.choose("auto", **many, convolutions=True)[::3] == ("jacrev", "looped")

@@ -1,27 +1,15 @@
 """Programs compiled for GPUs, by jax's CUDA plug-in: no GPU is needed."""
 
-import importlib.metadata
-
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
+from marks import needs_cuda_compiler
 
 from mtljax.planning.compiler import compile_for
 from mtljax.planning.targets import parse
 
-
-def _installed(*names):
-    found = {each.metadata["Name"] for each in importlib.metadata.distributions()}
-    return bool(found & set(names))
-
-
-pytestmark = [
-    pytest.mark.compilers,
-    pytest.mark.skipif(
-        not _installed("jax-cuda12-plugin", "jax-cuda13-plugin"), reason="needs CUDA: pip install 'mtljax[cuda]'"
-    ),
-]
+pytestmark = [pytest.mark.compilers, needs_cuda_compiler]
 
 
 @pytest.fixture(autouse=True)

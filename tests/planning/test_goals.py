@@ -1,12 +1,11 @@
 """What per-task gradients may cost on accelerators by their compilers, and what devices send each other."""
 
-import importlib.metadata
-
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
+from marks import needs_cuda_compiler, needs_tpu_compiler
 
 import mtljax as mtl
 from mtljax.gradients.backend import Backend, assumed
@@ -14,10 +13,7 @@ from mtljax.planning.compiler import abstract_mesh, compile_for
 from mtljax.planning.hlo import collective_bytes
 from mtljax.planning.targets import parse
 
-_INSTALLED = {each.metadata["Name"] for each in importlib.metadata.distributions()}
 pytestmark = pytest.mark.compilers
-TPU = pytest.mark.skipif("libtpu" not in _INSTALLED, reason="needs libtpu: pip install 'mtljax[tpu]'")
-CUDA = pytest.mark.skipif("jax-cuda12-plugin" not in _INSTALLED, reason="needs pip install 'mtljax[cuda]'")
 RESNET = ("resnet18", {"width": 32, "features": 0, "small_stem": True, "norm": "group"}, (32, 32, 3))
 MLP = ("mlp", {"features": (1024, 1024)}, (36, 36, 1))
 
@@ -42,7 +38,7 @@ def nbytes(tree):
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-@TPU
+@needs_tpu_compiler
 @pytest.mark.parametrize("target", ["v5e", "v5e:2x2"])
 def test_three_tasks_of_a_resnet_cost_what_their_passes_must(target):
     """A backward pass is two forward passes: (1 + 2K) / 3 times the summed loss, by jacrev and by what auto chooses."""
@@ -53,7 +49,7 @@ def test_three_tasks_of_a_resnet_cost_what_their_passes_must(target):
         assert row.seconds / summed.seconds <= 7 / 3, row.name
 
 
-@TPU
+@needs_tpu_compiler
 def test_ten_tasks_of_dense_layers_cost_less_than_their_passes():
     """0.8 of that, and beside twice the summed loss's temporaries no more than the gradients. Three cost 2.8 times."""
     losses_fn, args = problem(MLP, 10)
@@ -63,7 +59,7 @@ def test_ten_tasks_of_dense_layers_cost_less_than_their_passes():
     assert spare < 10 * nbytes(args[0])
 
 
-@TPU
+@needs_tpu_compiler
 def test_a_sharded_batch_stays_sharded():
     """Four chips do a quarter of the products each, and no more."""
     losses_fn, args = problem(("resnet18", {**RESNET[1], "width": 16}, (16, 16, 3)), 3, batch=64)
@@ -76,7 +72,9 @@ def test_a_sharded_batch_stays_sharded():
 
 
 @pytest.mark.parametrize("reduce", ["mean", "scatter"])
-@pytest.mark.parametrize("machine", [pytest.param("v5e:2x2", marks=TPU), pytest.param("h100x4", marks=CUDA)])
+@pytest.mark.parametrize(
+    "machine", [pytest.param("v5e:2x2", marks=needs_tpu_compiler), pytest.param("h100x4", marks=needs_cuda_compiler)]
+)
 def test_devices_send_what_is_promised(machine, reduce):
     """2KP floats for an averaged Jacobian, (K + 1)P for a scattered one, as docs/performance.md says.
 

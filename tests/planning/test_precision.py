@@ -1,24 +1,19 @@
 """What compilers make of a step: the network's products at their default, ours in float32, or no products at all."""
 
-import importlib.metadata
 from collections import Counter
 
 import jax
 import jax.numpy as jnp
 import pytest
+from marks import needs_cuda_compiler, needs_tpu_compiler
 
 import mtljax as mtl
 from mtljax.gradients.backend import Backend, assumed
 from mtljax.planning.compiler import compile_for
 from mtljax.planning.targets import parse
 
-_PLUGINS = {"v5e": {"libtpu"}, "h100": {"jax-cuda12-plugin", "jax-cuda13-plugin"}}
-_INSTALLED = {each.metadata["Name"] for each in importlib.metadata.distributions()}
 pytestmark = pytest.mark.compilers
-MACHINES = [
-    pytest.param(name, marks=pytest.mark.skipif(not plugins & _INSTALLED, reason=f"needs one of {sorted(plugins)}"))
-    for name, plugins in _PLUGINS.items()
-]
+MACHINES = [pytest.param("v5e", marks=needs_tpu_compiler), pytest.param("h100", marks=needs_cuda_compiler)]
 FEW = ("aligned_mtl", "cagrad", "mgda", "nash_mtl", "pcgrad", "upgrad")
 ALL = tuple(name for name in mtl.methods.names() if mtl.methods.describe(name).needs in ("gramian", "jacobian"))
 

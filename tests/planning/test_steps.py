@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from importlib import metadata
 
 import jax.numpy as jnp
@@ -11,8 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 import mtljax as mtl
 from mtljax.cli import main
-from mtljax.planning import runs, steps, table
-from mtljax.planning.hlo import Collective
+from mtljax.planning import compiler, runs, steps, table
+from mtljax.planning.hlo import Collective, Estimate
 from mtljax.planning.results import Compiled, Memory
 from mtljax.planning.targets import parse
 from mtljax.training import parallel
@@ -61,13 +62,76 @@ def test_losses_with_an_auxiliary_output_and_pairs():
         return {"a": losses["a"], "b": (losses["b"] * 3, jnp.array(3.0))}, x.sum()
 
     plan = mtl.plan(with_aux, (PARAMS, X), target="cpu", method=mtl.mgda(), optimizer=optax.sgd(0.1))
-    assert all(row.compiled is not None for row in plan.rows)
+    assert [row.name for row in plan.rows if row.compiled is not None] == ["summed loss", "auto"]
 
 
 def test_a_step_of_ones_own_is_planned_as_it_is():
     plan = mtl.plan(lambda p, x: jnp.sum(x @ p), (jnp.ones((6, 2)), X), target="cpu", batch_argnums=(1,))
     assert [row.name for row in plan.rows] == [steps.AS_GIVEN]
     assert plan.batch == 16
+
+
+def test_a_step_that_returns_losses_and_its_new_state_is_no_function_of_losses():
+    def step(state, x):
+        return {"loss": jnp.mean(x) * state["w"]}, {**state, "count": state["count"] + 1}
+
+    state = {"w": jnp.ones(()), "count": jnp.zeros((), jnp.int32)}
+    assert [row.name for row in mtl.plan(step, (state, X), target="cpu").rows] == [steps.AS_GIVEN]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": mtl.ew()}, "fn must return a dict of scalar losses"),
+        ({"modes": ("loop",)}, "fn must return a dict of scalar losses"),
+        ({"modes": ("all", "bogus")}, "mode 'bogus' is unknown"),
+        ({"target": "cpux2", "specs": [P("data")]}, "specs has 1 entries for 2 arguments"),
+        ({"target": "cpux2", "specs": [P("data"), None]}, "name an axis 'data', but the mesh has devices"),
+        ({"batch_argnums": (2,)}, r"batch_argnums=\(2,\) for 2 arguments"),
+        ({"batch_argnums": (0, 1)}, r"have first axes \[6, 16\]"),
+        ({"target": "cpux2", "mesh": {"a": 3}}, "the mesh a=3 has 3 places, but cpux2 has 2 devices"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(options, message):
+    with pytest.raises(ValueError, match=message):
+        mtl.plan(lambda p, x: [x @ p], (jnp.ones((6, 2)), X), **{"target": "cpu", **options})
+    if "donate" not in options:
+        with pytest.raises(ValueError, match="donate is for a step of your own"):
+            mtl.plan(losses_fn, (PARAMS, X), target="cpu", donate=(0,))
+
+
+def test_arguments_without_the_batch_stay_whole_on_every_device():
+    """A scalar, and a key of two numbers."""
+
+    def scaled(params, x, rate, key):
+        return {task: rate * loss + key[0] for task, loss in losses_fn(params, x).items()}
+
+    key = jnp.zeros(2, jnp.uint32)
+    plan = mtl.plan(scaled, (PARAMS, X, jnp.ones(()), key), target="cpux4", method=mtl.pcgrad())
+    assert plan.batch == 16
+    assert all(row.compiled is not None for row in plan.rows)
+
+
+def test_a_bare_spec_is_that_of_every_parameter_and_of_the_states_like_it():
+    params = {"a": jnp.ones((8, 4)), "b": jnp.ones((8, 4))}
+
+    def losses(p, x):
+        return {task: jnp.mean((x @ w) ** 2) for task, w in p.items()}
+
+    args = params, jnp.ones((16, 8))
+    plan = mtl.plan(losses, args, target="cpux4", method=mtl.moco(num_tasks=2), specs=[P("devices"), P("devices")])
+    whole = mtl.plan(losses, args, target="cpu", method=mtl.moco(num_tasks=2))
+    for name in ("parameters", "optimizer state", "method state"):
+        sharded, alone = (rows(each)["auto"].parts[name] for each in (plan, whole))
+        assert sharded == pytest.approx(alone / 4, rel=0.1, abs=40), name
+
+
+def test_a_compiler_that_dies_is_a_row_and_one_sentence(config, monkeypatch, capsys):
+    command = [sys.executable, "-c", "import os; print('boom', flush=True); os.abort()"]
+    monkeypatch.setattr(compiler, "_command", lambda directory: command)
+    assert main(["plan", str(config), "--target", "cpu"]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error == "mtljax: the compiler for cpu died (signal 6): boom"
 
 
 def test_a_batch_is_cut_for_the_devices_and_the_traffic_names_the_side():
@@ -145,6 +209,20 @@ def test_the_command_prints_a_table_and_writes_json(config, tmp_path, capsys):
     assert set(found["blocks"]["by_size"]) == {"1", "2"}
 
 
+def test_steps_that_reuse_weights_are_weighed_as_often_as_they_are_made():
+    row = Compiled(parse("v5e"), True, 0, estimate=Estimate(1.5e6, ()))
+    cheap = row._replace(estimate=Estimate(0.5e6, ()))
+    plan = steps.Plan(
+        parse("v5e"), 8, (steps.Row("auto", row, ""), steps.Row(steps.REUSED, cheap, "")), steps=100, solve_every=4
+    )
+    assert plan.seconds == pytest.approx((1e-3 + 3 * 1e-3 / 3) / 4)
+
+
+def test_a_batch_beyond_the_data_is_refused_as_training_does(config, capsys):
+    assert main(["plan", str(config), "--target", "cpu", "--batch_size", "100000"]) == 2
+    assert "batch" in capsys.readouterr().err
+
+
 def test_a_method_that_cannot_run_in_a_mode_is_a_row_that_says_why():
     config = TrainConfig(model=ModelConfig("mlp", {"features": (8,)}), batch_size=32, method=MethodConfig("fs_mtl"))
     plan = runs.plan_config(config, parse("cpu"), modes=("features", "loop"), largest_batch=False)
@@ -179,7 +257,7 @@ def test_a_run_is_planned_as_it_trains(style):
         (["--target", "v5e:3x3"], r"did you mean v5e:2x4 or v5e:4x4\?"),
         (["--target", "v5"], "did you mean 'v5[ep]'"),
         (["--target", "cpux3"], r"batch_size=32 is not divisible by 3 devices: use 30 or 33"),
-        (["--target", "cpu", "--modes", "loops"], "'loops' is unknown, use auto"),
+        (["--target", "cpu", "--modes", "loops"], "'loops' is unknown: use auto"),
         (["--target", "cpu", "--blocks", "0"], "--blocks=0 must be numbers of cells"),
     ],
 )

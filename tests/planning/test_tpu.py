@@ -1,6 +1,5 @@
 """Programs compiled for TPUs, by libtpu: no TPU is needed."""
 
-import importlib.metadata
 import os
 import subprocess
 import sys
@@ -9,22 +8,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
+from marks import needs_tpu_compiler
 
 from mtljax.planning.compiler import compile_for
 from mtljax.planning.targets import parse
 
-
-def _installed(name):
-    try:
-        return bool(importlib.metadata.version(name))
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
-pytestmark = [
-    pytest.mark.compilers,
-    pytest.mark.skipif(not _installed("libtpu"), reason="needs libtpu: pip install 'mtljax[tpu]'"),
-]
+pytestmark = [pytest.mark.compilers, needs_tpu_compiler]
 CHIPS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
 
 
