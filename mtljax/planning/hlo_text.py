@@ -206,7 +206,9 @@ def elements(type_: str) -> list[str]:
 def result(instruction: Instruction) -> str:
     """The type of what an instruction makes; of an asynchronous one, whose type holds more, of what will come out."""
     parts = elements(instruction.type)
-    if not instruction.opcode.endswith("-start") or instruction.opcode == "all-reduce-start" or len(parts) < 2:
+    if not instruction.opcode.endswith("-start") or len(parts) < 2:
+        return instruction.type
+    if instruction.opcode == "all-reduce-start" and not parts[0].startswith("("):  # results alone, some compilers write
         return instruction.type
     return parts[0] if instruction.opcode == "copy-start" else parts[1]
 

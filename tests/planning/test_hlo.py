@@ -374,3 +374,10 @@ def test_the_branch_for_extreme_gradients_is_not_counted():
         found = hlo.cycles(text)
         assert found is not None
         assert found.cycles == 10
+
+
+@pytest.mark.parametrize("made", ["f32[10]{0}", "((f32[10]{0}), f32[10]{0})"])
+def test_an_asynchronous_all_reduce_is_counted_once_however_its_type_is_written(made):
+    text = f"ENTRY %main (x: f32[10]) -> f32[10] {{\n %a = {made} all-reduce-start(%x), replica_groups={{{{0,1}}}}\n"
+    text += " ROOT %b = f32[10]{0} all-reduce-done(%a)\n}\n"
+    assert hlo.collective_bytes(text)["all-reduce"] == 2 * 40
