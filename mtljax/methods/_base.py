@@ -215,7 +215,7 @@ def jacobian_method(
         if grads.present is not None:
             grads = grads.map(lambda rows: of_present(grads, rows))
         vector = losses_of(grads)
-        peaks = row_peaks(grads.jacobian(), grads.num_tasks)
+        peaks = row_peaks(grads.jacobian())
         labelled = present_tasks(grads.num_tasks, grads.present, vector, peaks)
         signals = signals_of(
             num_tasks=grads.num_tasks,

@@ -106,7 +106,7 @@ def is_several(updates: Any, params: PyTree | None) -> bool:
     return jax.tree.structure(updates) != jax.tree.structure(params)
 
 
-def row_peaks(jacobian: PyTree, num_tasks: int) -> jax.Array:
+def row_peaks(jacobian: PyTree) -> jax.Array:
     """The largest entry, in size, of each of the K gradients; NaN where there is one."""
     leaves = [leaf for leaf in jax.tree.leaves(jacobian) if leaf.size]
     return jnp.stack([jnp.max(jnp.abs(leaf), axis=trailing(leaf)) for leaf in leaves]).max(axis=0)

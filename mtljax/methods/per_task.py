@@ -65,7 +65,7 @@ def per_task(transformation: optax.GradientTransformation, num_tasks: int) -> op
         if grads.num_tasks != num_tasks:
             raise ValueError(f"per_task: built with num_tasks={num_tasks}, but got the gradients of {grads.num_tasks}")
         rows = grads.jacobian()
-        labelled = present_tasks(num_tasks, grads.present, grads.losses, row_peaks(rows, num_tasks))
+        labelled = present_tasks(num_tasks, grads.present, grads.losses, row_peaks(rows))
         changed, new_state = jax.vmap(lambda g, s: inner.update(g, s, params, **extra_args))(rows, state)
         changed, new_state = waiting(labelled, (changed, new_state), (jax.tree.map(jnp.zeros_like, changed), state))
         good = all_finite((rows, changed, new_state, grads.losses))
